@@ -1,0 +1,1 @@
+"""What legal IR is, and whether two models compute the same."""

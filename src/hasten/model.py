@@ -1,0 +1,156 @@
+"""Model: an ONNX graph and the history of how it was made. Frozen; a technique returns a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from hasten.errors import BadInput
+
+OPSET = 21
+"""The one opset inside the house; the doors lift every model to it."""
+
+IR_VERSION = 10
+"""The ONNX IR version that goes with opset 21; written explicitly, because the libraries' defaults are newer than some runtimes read."""
+
+HISTORY_KEY = "hasten.history"
+EXTERNAL_ABOVE = 1_500_000_000
+"""Weights above this many bytes go into `<name>.data` beside the file: protobuf ends at 2 GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """A node that a technique (or a runtime) left alone, and why, in one sentence."""
+
+    node: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One technique that ran: its name, its settings (plain JSON values), how many nodes it changed, what it left alone."""
+
+    name: str
+    settings: dict[str, Any]
+    changed: int
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One input or output of a model: its name, numpy dtype name, and shape (int: fixed; str: a named dynamic axis; None: unknown)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A frozen pair: the graph and its history.
+
+    `ir` must never be changed in place: work on `edit()`, a clone (its tensors are shared, so replace tensors, never write into them).
+    """
+
+    ir: ir.Model
+    history: tuple[Step, ...] = ()
+
+    @functools.cached_property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(_port(v) for v in self.ir.graph.inputs)
+
+    @functools.cached_property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(_port(v) for v in self.ir.graph.outputs)
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        return sum(v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the graph, the weights and the history: equal digests mean equal files."""
+        skeleton = _with_history(self.ir.clone(), self.history)
+        weights = {name: v.const_value for name, v in skeleton.graph.initializers.items()}
+        skeleton.graph.initializers.clear()
+        h = hashlib.sha256(ir.to_proto(skeleton).SerializeToString(deterministic=True))
+        for name in sorted(weights):
+            tensor = weights[name]
+            if tensor is not None:
+                h.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+                h.update(tensor.tobytes())
+        return h.hexdigest()
+
+    def edit(self) -> ir.Model:
+        """A clone to work on; its tensors are shared with this model and must be replaced, not written into."""
+        return self.ir.clone()
+
+    def then(self, edited: ir.Model, step: Step) -> Model:
+        """The model that `step` made of this one."""
+        return Model(edited, (*self.history, step))
+
+    def to_bytes(self) -> bytes:
+        """The ONNX file, history inside; the same model gives the same bytes. Raises ValueError above 2 GiB: use `save`."""
+        proto = ir.to_proto(_with_history(self.ir.clone(), self.history))
+        return proto.SerializeToString(deterministic=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ONNX file atomically; above 1.5 GB of weights they go to `<name>.data` beside it."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            if self.weight_bytes > EXTERNAL_ABOVE:
+                ir.save(_with_history(self.ir.clone(), self.history), temporary, external_data=f"{target.name}.data")
+            else:
+                temporary.write_bytes(self.to_bytes())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Model:
+        """Read an ONNX file through the ONNX door (`load/onnx.py`): checked, lifted to opset 21, history restored."""
+        from hasten.load.onnx import load_onnx
+
+        return load_onnx(path)
+
+
+def read_history(model: ir.Model) -> tuple[Step, ...]:
+    """The history that travels in the file's metadata; BadInput if it is there but can't be read."""
+    text = model.metadata_props.get(HISTORY_KEY)
+    if not text:
+        return ()
+    try:
+        return tuple(
+            Step(s["name"], s["settings"], s["changed"], tuple(Skip(k["node"], k["why"]) for k in s["skipped"]))
+            for s in json.loads(text)
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"the model's metadata {HISTORY_KEY!r} is not a hasten history ({e}); remove it or use the original file") from e
+
+
+def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Every node, subgraphs included, in graph order."""
+    yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _with_history(model: ir.Model, history: tuple[Step, ...]) -> ir.Model:
+    if history:
+        model.metadata_props[HISTORY_KEY] = json.dumps([dataclasses.asdict(s) for s in history], sort_keys=True, separators=(",", ":"))
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "hasten", ""
+    return model
+
+
+def _port(value: ir.Value) -> Port:
+    shape = () if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
+    return Port(value.name or "", dtype, shape)

@@ -1,0 +1,57 @@
+"""Runtimes: what executes a model. One file each behind one small Protocol; the table below is the whole list."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.model import Model, Skip
+
+Feeds = Mapping[str, NDArray[np.generic]]
+Outputs = dict[str, NDArray[np.generic]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a model will run: device, threads, batch, precision hint (what the runtime may compute in), memory limit in bytes."""
+
+    threads: int
+    batch: int = 1
+    precision: str = "float32"
+    device: str = "cpu"
+    memory_limit: int | None = None
+
+
+class Session(Protocol):
+    """A compiled model. `run` takes numpy arrays by input name (batch as compiled) and gives numpy arrays by output name."""
+
+    def run(self, feeds: Feeds) -> Outputs: ...
+
+
+class Runtime(Protocol):
+    """A backend. `unsupported` says no before anything runs: an empty tuple means that `compile` may be called."""
+
+    name: str
+
+    def unsupported(self, model: Model, target: Target) -> tuple[Skip, ...]: ...
+
+    def compile(self, model: Model, target: Target) -> Session: ...
+
+
+RUNTIMES = ("onnxruntime", "openvino", "reference", "null")
+"""Runtimes that take any Model. A model's own framework (`torch`, `keras`) is a runtime of the baseline only: `runtimes/framework.py`."""
+
+
+def get(name: str) -> Runtime:
+    """The runtime of that name; its library is imported when it compiles."""
+    if name not in RUNTIMES:
+        from hasten.errors import BadInput
+
+        raise BadInput(f"there is no runtime {name!r}; use one of {', '.join(RUNTIMES)}")
+    runtime: Runtime = importlib.import_module(f"hasten.runtimes.{name}").RUNTIME
+    return runtime
