@@ -70,3 +70,5 @@ class BoundTask:
     output: str
     notes: tuple[str, ...]
     digest: str
+    observation: dict[str, Any] | None = None
+    """What an earlier run of a technique's `observe` saw (plain JSON values); with it a plan replays without data."""
