@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,23 +29,32 @@ class Target:
 
 
 class Session(Protocol):
-    """A compiled model. `run` takes numpy arrays by input name (batch as compiled) and gives numpy arrays by output name."""
+    """A compiled model. `run` takes numpy arrays by input name and gives numpy arrays by output name.
+
+    `batch` is the only batch it takes, None where it takes what the model takes.
+    """
+
+    batch: int | None
 
     def run(self, feeds: Feeds) -> Outputs: ...
 
 
 class Runtime(Protocol):
-    """A backend. `unsupported` says no before anything runs: an empty tuple means that `compile` may be called."""
+    """A backend. `unsupported` says no before anything runs: an empty tuple means that `compile` may be called.
+
+    `hints` are the precisions it can be asked to compute in, float32 first; any other is a lossy candidate of its own.
+    """
 
     name: str
+    hints: tuple[str, ...]
 
     def unsupported(self, model: Model, target: Target) -> tuple[Skip, ...]: ...
 
-    def compile(self, model: Model, target: Target) -> Session: ...
+    def compile(self, model: Model | Path, target: Target) -> Session: ...
 
 
 RUNTIMES = ("onnxruntime", "openvino", "reference", "null")
-"""Runtimes that take any Model. A model's own framework (`torch`, `keras`) is a runtime of the baseline only: `runtimes/framework.py`."""
+"""Runtimes that take any Model. A model's own framework (`torch.py`, `keras.py`) is a runtime of the baseline only."""
 
 
 def get(name: str) -> Runtime:
