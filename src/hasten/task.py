@@ -72,3 +72,8 @@ class BoundTask:
     digest: str
     observation: dict[str, Any] | None = None
     """What an earlier run of a technique's `observe` saw (plain JSON values); with it a plan replays without data."""
+
+
+def without_data() -> BoundTask:
+    """A task for a model that came without data: nothing to calibrate on, nothing to judge accuracy by."""
+    return BoundTask(None, None, None, Metric("none", higher_is_better=True), "", (), "none")

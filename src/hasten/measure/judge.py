@@ -1,0 +1,98 @@
+"""The judge: times candidates side by side, each in fresh processes, and predicts in the same kind of session that is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics as stats
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import BadInput
+from hasten.measure.process import Subject, Worker, WorkerFailed
+from hasten.measure.worker import Arrays
+from hasten.task import Split
+
+PAIRS = 6
+"""Fresh processes of each finalist: two processes of the same thing differ by 1-5 % for their whole life, so the interval is over processes."""
+
+ROUNDS, ROUND_SECONDS = 5, 0.04
+CALLS_SECONDS = 0.08
+CHUNK_BYTES = 64 << 20
+"""Samples travel to a worker in chunks of about this size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One process' measurement. Seconds per call of one batch: the median over short rounds, and single calls; bytes of peak memory."""
+
+    seconds: float
+    calls: tuple[float, ...]
+    load_seconds: float
+    peak_memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A candidate that could not be measured, and why."""
+
+    reason: str
+
+
+def time_once(subject: Subject, feeds: Arrays) -> Timing | Failure:
+    """Time a subject in one fresh process."""
+    try:
+        with Worker(subject) as worker:
+            rounds, calls, peak = worker.time(feeds, ROUNDS, ROUND_SECONDS, CALLS_SECONDS)
+            return Timing(stats.median(rounds), tuple(calls), worker.load_seconds, peak)
+    except WorkerFailed as e:
+        return Failure(str(e))
+
+
+def duel_round(subjects: Mapping[str, Subject], feeds: Arrays, turn: int) -> dict[str, Timing | Failure]:
+    """Every subject once, each in a fresh process, one after the other; `turn` rotates the order and every second turn reverses it."""
+    names = list(subjects)
+    shift = (turn // 2) % len(names)
+    order = names[shift:] + names[:shift]
+    if turn % 2:
+        order.reverse()
+    return {name: time_once(subjects[name], feeds) for name in order}
+
+
+def predict(subject: Subject, split: Split, output: str, batch: int) -> NDArray[Any]:
+    """The output named `output` for every sample of the split, (N, ...). Raises WorkerFailed with the reason."""
+    parts: list[NDArray[Any]] = []
+    with Worker(subject) as worker:
+        for feeds in split.batches(_chunk(split, batch)):
+            outputs = worker.run(feeds, batch)
+            if output not in outputs:
+                raise BadInput(f"the model has no output {output!r}; it has {', '.join(outputs)}")
+            count = len(next(iter(feeds.values())))
+            value = outputs[output]
+            if value.ndim == 0 or len(value) != count:
+                raise WorkerFailed(f"output {output!r} has shape {value.shape} for {count} samples: its first axis is not the batch")
+            parts.append(value)
+    return np.concatenate(parts)
+
+
+def timing_feeds(split: Split | None, batch: int, otherwise: Arrays) -> Arrays:
+    """One batch to time with: real samples (repeated where there are too few), else `otherwise`."""
+    if split is None:
+        return otherwise
+    feeds = next(iter(split.batches(batch)))
+    count = len(next(iter(feeds.values())))
+    return {k: np.ascontiguousarray(np.concatenate([v] * -(-batch // count))[:batch]) for k, v in feeds.items()}
+
+
+def percentile_of(timings: Sequence[Timing], q: float) -> float:
+    """The q-th percentile (0..100) of single calls, over all processes together, in seconds."""
+    return float(np.percentile(np.concatenate([np.asarray(t.calls) for t in timings]), q))
+
+
+def _chunk(split: Split, batch: int) -> int:
+    """Samples in a message: a multiple of the batch, about CHUNK_BYTES."""
+    first: Iterator[Arrays] = split.batches(1)
+    size = sum(v.nbytes for v in next(first).values())
+    return batch * max(1, min(256, CHUNK_BYTES // max(1, size)) // batch)

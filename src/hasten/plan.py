@@ -1,0 +1,204 @@
+"""Plan: which techniques, in which order, with which settings. TECHNIQUES is the whole list of what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import json
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hasten.errors import BadInput, Refused
+
+if typing.TYPE_CHECKING:
+    from hasten.model import Model
+    from hasten.task import BoundTask
+
+FORMAT = 1
+"""Version of plan.json."""
+
+
+class Phase(enum.IntEnum):
+    """The stretches of the road; a plan runs them in this order."""
+
+    CLEAN = 0
+    SHRINK = 1
+    LEARN = 2
+    FOLD = 3
+    QUANTIZE = 4
+    TUNE = 5
+    LOWER = 6
+
+
+class Effect(enum.StrEnum):
+    """What a technique does to the results: the same bits, within `check.FLOAT32`, lossy, or trained."""
+
+    EQUIVALENT = "equivalent"
+    ROUNDING = "rounding"
+    LOSSY = "lossy"
+    TRAINED = "trained"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One technique. File, function, settings class, CLI verb and test carry one name, so the name and its folder find them all.
+
+    `observes`: the module also has `observe(model, settings, task)`, what the data shows, as plain JSON values that replay without data.
+    """
+
+    name: str
+    folder: str
+    phase: Phase
+    effect: Effect
+    about: str
+    observes: bool = False
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"hasten.{self.folder}.{self.name}")
+
+    @property
+    def settings(self) -> type[Any]:
+        settings: type[Any] = getattr(self._module, "".join(part.capitalize() for part in self.name.split("_")))
+        return settings
+
+    @property
+    def apply(self) -> Callable[[Model, Any, BoundTask | None], Model]:
+        function: Callable[[Model, Any, BoundTask | None], Model] = getattr(self._module, self.name)
+        return function
+
+    @property
+    def observe(self) -> Callable[[Model, Any, BoundTask], dict[str, Any]]:
+        function: Callable[[Model, Any, BoundTask], dict[str, Any]] = self._module.observe
+        return function
+
+    @property
+    def verb(self) -> str:
+        return self.name.replace("_", "-")
+
+
+TECHNIQUES = (
+    Row("cleanup", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove dead, duplicate and identity nodes."),
+    Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
+    Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
+    Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
+    Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
+    Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),
+    Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedStep:
+    """A technique with its settings (a frozen dataclass) and, once it ran, what its data showed."""
+
+    technique: str
+    settings: Any
+    observation: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Techniques in order. `source` is the digest of the model it was made for, None if it fits any."""
+
+    steps: tuple[PlannedStep, ...]
+    source: str | None = None
+    runtime: str = "onnxruntime"
+    target: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises Refused if the phases are out of order."""
+        for before, after in zip(self.steps, self.steps[1:], strict=False):
+            first, second = row(before.technique), row(after.technique)
+            if second.phase < first.phase:
+                raise Refused(
+                    f"plan: {second.name} ({second.phase.name.lower()}) comes after {first.name} ({first.phase.name.lower()}); "
+                    f"the phases run {' → '.join(p.name.lower() for p in Phase)}: put {second.name} first"
+                )
+
+    def to_json(self) -> str:
+        """The plan as JSON text, the same text for the same plan."""
+        return json.dumps(
+            {
+                "hasten_plan": FORMAT,
+                "source": self.source,
+                "runtime": self.runtime,
+                "target": dict(self.target),
+                "steps": [
+                    {"technique": s.technique, "settings": dataclasses.asdict(s.settings)}
+                    | ({"observation": s.observation} if s.observation is not None else {})
+                    for s in self.steps
+                ],
+            },
+            indent=1,
+            sort_keys=True,
+            allow_nan=False,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Raises BadInput where the text is not a plan, Refused where its order is wrong."""
+        try:
+            raw = json.loads(text)
+            if raw["hasten_plan"] != FORMAT:
+                raise BadInput(f"plan: format {raw['hasten_plan']!r}, this hasten reads {FORMAT}; make the plan again")
+            steps = tuple(
+                PlannedStep(s["technique"], make_settings(s["technique"], s["settings"]), s.get("observation")) for s in raw["steps"]
+            )
+            return Plan(steps, raw["source"], raw["runtime"], raw["target"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise BadInput(f"this is not a plan ({type(e).__name__}: {e}); expected the plan.json that `hasten optimize` writes") from e
+
+
+def row(name: str) -> Row:
+    """The technique of that name (with `_` or `-`); BadInput lists what there is."""
+    for candidate in TECHNIQUES:
+        if candidate.name == name.replace("-", "_"):
+            return candidate
+    raise BadInput(f"there is no technique {name!r}; there are {', '.join(r.name for r in TECHNIQUES)}")
+
+
+def make_settings(technique: str, values: Mapping[str, Any]) -> Any:
+    """The technique's settings from plain JSON values (lists become tuples); BadInput names a setting that it does not have."""
+    settings = row(technique).settings
+    known = {f.name for f in dataclasses.fields(settings)}
+    if unknown := sorted(set(values) - known):
+        raise BadInput(f"{technique} has no setting {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}")
+    return settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def needs_data(plan: Plan) -> bool:
+    """Whether a step must observe data that the plan does not hold yet."""
+    return any(row(s.technique).observes and s.observation is None for s in plan.steps)
+
+
+def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
+    """The model that the plan makes of `model`, and the plan with all that its data showed, which replays without data.
+
+    Raises Refused if the plan was made for another model, or needs data and there is none.
+    """
+    if plan.source is not None and plan.source != model.digest:
+        raise Refused(f"plan: made for a model with digest {plan.source[:12]}…, this one has {model.digest[:12]}…; use the original model")
+    done: list[PlannedStep] = []
+    for step in plan.steps:
+        technique = row(step.technique)
+        seen = step.observation
+        if technique.observes and seen is None:
+            if task is None or task.calibrate is None:
+                raise Refused(f"{technique.verb} needs data to calibrate on, and none came; give --data, or a plan that was run before")
+            seen = technique.observe(model, step.settings, task)
+        model = technique.apply(model, step.settings, _with_observation(task, seen))
+        done.append(PlannedStep(step.technique, step.settings, seen))
+    return model, dataclasses.replace(plan, steps=tuple(done))
+
+
+def _with_observation(task: BoundTask | None, seen: dict[str, Any] | None) -> BoundTask | None:
+    if seen is None:
+        return task
+    if task is None:
+        from hasten.task import without_data
+
+        task = without_data()
+    return dataclasses.replace(task, observation=seen)

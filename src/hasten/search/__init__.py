@@ -1,0 +1,1 @@
+"""The search: techniques × runtimes × threads, cheap checks first, under a budget."""

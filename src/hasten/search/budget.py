@@ -1,0 +1,80 @@
+"""Budget: what the user allows, asks for and forbids. Checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from hasten.errors import BadInput
+from hasten.measure.machine import cores
+from hasten.runtimes import RUNTIMES
+
+OBJECTIVES = ("latency", "throughput", "size")
+THROUGHPUT_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Times in seconds, sizes in bytes; None: no constraint.
+
+    `max_drop` is absolute, in the metric's own unit; without labels the budget is `min_agreement` with the original instead.
+    Raises BadInput for a value that makes no sense.
+    """
+
+    max_drop: float = 0.01
+    min_agreement: float = 0.98
+    objective: str = "latency"
+    max_latency: float | None = None
+    percentile: float = 50.0
+    max_size: int | None = None
+    max_memory: int | None = None
+    time_limit: float | None = None
+    batch: int | None = None
+    threads: int | None = None
+    strict: bool = False
+    runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise BadInput(f"objective {self.objective!r} is unknown; use one of {', '.join(OBJECTIVES)}")
+        if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            raise BadInput(f"max_drop is {self.max_drop}, expected a number of at least 0, such as 0.01 for one point of accuracy")
+        if not 0 <= self.min_agreement <= 1:
+            raise BadInput(f"min_agreement is {self.min_agreement}, expected a share from 0 to 1")
+        if not 0 < self.percentile < 100:
+            raise BadInput(f"percentile is {self.percentile}, expected a number between 0 and 100, such as 99")
+        for name in ("max_latency", "max_size", "max_memory", "time_limit", "batch", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BadInput(f"{name} is {value}, expected more than 0")
+        for runtime in self.runtimes:
+            if runtime not in RUNTIMES:
+                raise BadInput(f"there is no runtime {runtime!r}; use some of {', '.join(RUNTIMES)}")
+
+    @property
+    def use_threads(self) -> int:
+        """Threads to run with: those asked for, else the cores that this process may use."""
+        return self.threads or cores()
+
+    @property
+    def use_batch(self) -> int:
+        """The batch asked for; else 1, or 32 where throughput counts."""
+        return self.batch or (THROUGHPUT_BATCH if self.objective == "throughput" else 1)
+
+
+UNITS = {
+    "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
+    "size": {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+}
+
+
+def parse_quantity(text: str, kind: str) -> float:
+    """`10us`, `2.5 ms`, `10m` (kind `time`) in seconds; `4MB`, `512KiB` (kind `size`) in bytes. Raises BadInput."""
+    units = UNITS[kind]
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-zµA-Z]+)\s*", text)
+    unit = found[2] if kind == "time" and found else (found[2].lower() if found else "")
+    if not found or unit not in units:
+        raise BadInput(f"{text!r} is not a {kind}; expected a number and a unit, one of {', '.join(units)}")
+    return float(found[1]) * units[unit]

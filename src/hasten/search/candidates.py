@@ -1,0 +1,81 @@
+"""What the search tries: recipes (chains of techniques) × runtimes × precision hints × threads. RECIPES is the whole list."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from hasten import plan, runtimes
+from hasten.model import Model
+from hasten.plan import Effect, Plan, PlannedStep
+from hasten.quantize import VARIANTS
+from hasten.runtimes import Target
+from hasten.search.budget import Budget
+
+SMALL_MODEL = 1e-3
+"""Below this baseline latency (seconds) one thread is tried too: sharing the work then costs more than it brings."""
+
+GRAPH = (("cleanup", {}), ("fold_constants", {}), ("fold_activations", {}), ("fold_batchnorm", {}))
+
+Steps = tuple[tuple[str, dict[str, Any]], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """A named chain of techniques with their settings (plain values)."""
+
+    name: str
+    steps: Steps
+
+    @property
+    def effect(self) -> Effect:
+        """The strongest effect of its steps."""
+        order = list(Effect)
+        return max((plan.row(name).effect for name, _ in self.steps), key=order.index, default=Effect.EQUIVALENT)
+
+    def plan(self, source: Model) -> Plan:
+        """The recipe as a plan for that model."""
+        return Plan(tuple(PlannedStep(n, plan.make_settings(n, s)) for n, s in self.steps), source=source.digest)
+
+
+ORIGINAL = Recipe("original", ())
+
+RECIPES = (
+    ORIGINAL,
+    Recipe("graph", GRAPH),
+    Recipe("float16", (*GRAPH, ("to_float16", {}))),
+    Recipe("int8 dynamic", (*GRAPH, ("quantize_dynamic", {}))),
+    *(Recipe(f"int8 {name}", (*GRAPH, ("quantize_static", settings))) for name, settings in VARIANTS),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """A recipe in a runtime on a target."""
+
+    recipe: Recipe
+    runtime: str
+    target: Target
+
+    @property
+    def name(self) -> str:
+        hint = {"float32": "", "bfloat16": " bf16"}[self.target.precision]
+        return f"{self.recipe.name} · {self.runtime}{hint} · {self.target.threads}T"
+
+    @property
+    def lossy(self) -> bool:
+        return self.recipe.effect in (Effect.LOSSY, Effect.TRAINED) or self.target.precision != "float32"
+
+
+def candidates(budget: Budget, target: Target, baseline_seconds: float, judged: bool) -> Iterator[Candidate]:
+    """All that is worth a try, the baseline itself excluded. Not judged (no data): nothing lossy."""
+    threads = [target.threads] + ([1] if baseline_seconds < SMALL_MODEL and target.threads > 1 else [])
+    for recipe in RECIPES:
+        for runtime in budget.runtimes:
+            for precision in runtimes.get(runtime).hints:
+                for count in threads:
+                    candidate = Candidate(recipe, runtime, dataclasses.replace(target, precision=precision, threads=count))
+                    is_baseline = recipe is ORIGINAL and runtime == "onnxruntime" and count == target.threads
+                    if not is_baseline and (judged or not candidate.lossy):
+                        yield candidate
