@@ -1,5 +1,40 @@
-"""hasten makes a trained neural network faster and smaller on the machine where it runs, and proves it."""
+"""hasten makes a trained neural network faster and smaller on the machine where it runs, within an accuracy budget, and proves both.
+
+result = hasten.optimize("model.onnx", hasten.Task("digits.npz"), max_drop=0.005, out="out.hasten")
+fast = hasten.load("out.hasten"); y = fast(x)
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from hasten.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from hasten.fast import load
+    from hasten.model import Model
+    from hasten.plan import Plan
+    from hasten.search.budget import Budget
+    from hasten.search.optimize import optimize
+    from hasten.search.result import Result
+    from hasten.task import Metric, Task
+
+__all__ = ["Budget", "Metric", "Model", "Plan", "Result", "Task", "__version__", "load", "optimize"]
+
+_WHERE = {
+    "Budget": "hasten.search.budget",
+    "Metric": "hasten.task",
+    "Model": "hasten.model",
+    "Plan": "hasten.plan",
+    "Result": "hasten.search.result",
+    "Task": "hasten.task",
+    "load": "hasten.fast",
+    "optimize": "hasten.search.optimize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: `import hasten` loads no library."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -117,8 +117,8 @@ class Model:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Model:
-        """Read an ONNX file through the ONNX door (`load/onnx.py`): checked, lifted to opset 21, history restored."""
-        from hasten.load.onnx import load_onnx
+        """Read an ONNX file through the ONNX door (`doors/onnx.py`): checked, lifted to opset 21, history restored."""
+        from hasten.doors.onnx import load_onnx
 
         return load_onnx(path)
 

@@ -101,10 +101,14 @@ class PlannedStep:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Techniques in order. `source` is the digest of the model it was made for, None if it fits any."""
+    """Techniques in order. `source` is the digest of the model it was made for, None if it fits any.
+
+    `shapes` are the sizes that dynamic axes, by name, are fixed to when the model is loaded.
+    """
 
     steps: tuple[PlannedStep, ...]
     source: str | None = None
+    shapes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     runtime: str = "onnxruntime"
     target: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -124,6 +128,7 @@ class Plan:
             {
                 "hasten_plan": FORMAT,
                 "source": self.source,
+                "shapes": dict(self.shapes),
                 "runtime": self.runtime,
                 "target": dict(self.target),
                 "steps": [
@@ -147,7 +152,7 @@ class Plan:
             steps = tuple(
                 PlannedStep(s["technique"], make_settings(s["technique"], s["settings"]), s.get("observation")) for s in raw["steps"]
             )
-            return Plan(steps, raw["source"], raw["runtime"], raw["target"])
+            return Plan(steps, raw["source"], raw["shapes"], raw["runtime"], raw["target"])
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise BadInput(f"this is not a plan ({type(e).__name__}: {e}); expected the plan.json that `hasten optimize` writes") from e
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as stats
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,18 @@ CHUNK_BYTES = 64 << 20
 """Samples travel to a worker in chunks of about this size."""
 
 
+PERCENTILES = (50.0, 95.0, 99.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One process' measurement. Seconds per call of one batch: the median over short rounds, and single calls; bytes of peak memory."""
+    """One process' measurement, all in seconds and bytes.
+
+    `seconds` is the median over short rounds of the mean time of a call (one batch); `percentiles` are of single calls, by their rank.
+    """
 
     seconds: float
-    calls: tuple[float, ...]
+    percentiles: dict[str, float]
     load_seconds: float
     peak_memory: int
 
@@ -41,24 +47,27 @@ class Failure:
     reason: str
 
 
-def time_once(subject: Subject, feeds: Arrays) -> Timing | Failure:
-    """Time a subject in one fresh process."""
+def time_once(subject: Subject, feeds: Arrays, percentile: float = 50.0) -> Timing | Failure:
+    """Time a subject in one fresh process; `percentile` is reported beside the usual ones."""
     try:
         with Worker(subject) as worker:
             rounds, calls, peak = worker.time(feeds, ROUNDS, ROUND_SECONDS, CALLS_SECONDS)
-            return Timing(stats.median(rounds), tuple(calls), worker.load_seconds, peak)
+            ranks = {f"{q:g}": float(np.percentile(calls, q)) for q in sorted({*PERCENTILES, percentile})}
+            return Timing(stats.median(rounds), ranks, worker.load_seconds, peak)
     except WorkerFailed as e:
         return Failure(str(e))
 
 
-def duel_round(subjects: Mapping[str, Subject], feeds: Arrays, turn: int) -> dict[str, Timing | Failure]:
+def duel_round(
+    subjects: Mapping[str, Subject], feeds: Arrays, turn: int, percentile: float = 50.0
+) -> dict[str, Timing | Failure]:
     """Every subject once, each in a fresh process, one after the other; `turn` rotates the order and every second turn reverses it."""
     names = list(subjects)
     shift = (turn // 2) % len(names)
     order = names[shift:] + names[:shift]
     if turn % 2:
         order.reverse()
-    return {name: time_once(subjects[name], feeds) for name in order}
+    return {name: time_once(subjects[name], feeds, percentile) for name in order}
 
 
 def predict(subject: Subject, split: Split, output: str, batch: int) -> NDArray[Any]:
@@ -84,11 +93,6 @@ def timing_feeds(split: Split | None, batch: int, otherwise: Arrays) -> Arrays:
     feeds = next(iter(split.batches(batch)))
     count = len(next(iter(feeds.values())))
     return {k: np.ascontiguousarray(np.concatenate([v] * -(-batch // count))[:batch]) for k, v in feeds.items()}
-
-
-def percentile_of(timings: Sequence[Timing], q: float) -> float:
-    """The q-th percentile (0..100) of single calls, over all processes together, in seconds."""
-    return float(np.percentile(np.concatenate([np.asarray(t.calls) for t in timings]), q))
 
 
 def _chunk(split: Split, batch: int) -> int:

@@ -1,0 +1,1 @@
+"""Measuring: latency, accuracy, memory, size; the machine; statistics; and the verbs that judge."""

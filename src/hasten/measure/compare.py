@@ -1,0 +1,164 @@
+"""compare: two models on the same samples and side by side in time. A gate for CI: kept, broken, or not decided."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import BadInput
+from hasten.measure import judge
+from hasten.measure.benchmark import Benchmark, benchmark
+from hasten.measure.contestant import Contestant, feeds_for
+from hasten.measure.process import WorkerFailed
+from hasten.measure.statistics import Interval, paired_difference, value_interval, whole_set_difference
+from hasten.task import BoundTask, Metric, Split
+
+Array = NDArray[Any]
+KEPT, BROKEN, UNDECIDED = "kept", "broken", "not decided"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassChange:
+    """Recall of one class before and after, and its samples."""
+
+    label: int
+    before: float
+    after: float
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A metric's value on n samples with its 95 % interval."""
+
+    metric: str
+    value: float
+    interval: Interval
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`difference` = after − before in the metric's unit; `flips`: samples whose predicted class changed (None where there are no classes)."""
+
+    metric: str
+    higher_is_better: bool
+    before: float
+    after: float
+    difference: Interval
+    samples: int
+    flips: int | None
+    classes: tuple[ClassChange, ...]
+    speed: Benchmark | None
+    accuracy_gate: str | None = None
+    speed_gate: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def predictions(contestant: Contestant, task: BoundTask, split: Split) -> Array:
+    """Outputs of the judged output on the split. Raises BadInput with the reason where the model can't be run on it."""
+    try:
+        return judge.predict(contestant.subject, split, task.output, contestant.subject.target.batch)
+    except WorkerFailed as e:
+        raise BadInput(f"{contestant.name} can't be run on the data: {e}") from e
+
+
+def evaluate(contestant: Contestant, task: BoundTask) -> Evaluation:
+    """The task's metric on its test split, in the very runtime that would be timed. Raises BadInput where there are no labels."""
+    split = test_split(task)
+    if split.labels is None:
+        raise BadInput("the data has no labels, so there is nothing to evaluate against; compare two models with `hasten compare` instead")
+    outputs = predictions(contestant, task, split)
+    interval = value_interval(task.metric, outputs, split.labels)
+    return Evaluation(task.metric.name, task.metric.value(outputs, split.labels), interval, len(split))
+
+
+def compare(
+    before: Contestant,
+    after: Contestant,
+    task: BoundTask,
+    max_drop: float | None = None,
+    max_slowdown: float | None = None,
+    speed: bool = True,
+    rounds: int = judge.PAIRS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Both on the test split, paired, and (with `speed`) in rounds of fresh processes.
+
+    Gates: `max_drop` by the estimate's one-sided 95 % bound; `max_slowdown`, such as 1.05, by the interval of the ratio. A gate is kept or
+    broken where the interval says so, not decided where it lies across.
+    """
+    split = test_split(task)
+    outputs = predictions(before, task, split), predictions(after, task, split)
+    labels = split.labels if split.labels is not None else outputs[0]
+    metric = task.metric
+    difference = metric_difference(metric, *outputs, labels)
+    timed = None
+    if speed:
+        timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds, say)
+    classes, flips = _classes(*outputs, labels if split.labels is not None else None)
+    return Comparison(
+        metric.name,
+        metric.higher_is_better,
+        metric.value(outputs[0], labels),
+        metric.value(outputs[1], labels),
+        difference,
+        len(split),
+        flips,
+        classes,
+        timed,
+        None if max_drop is None else _drop_gate(difference, metric.higher_is_better, max_drop),
+        None if max_slowdown is None else _speed_gate(timed, max_slowdown),
+    )
+
+
+def test_split(task: BoundTask) -> Split:
+    """The split that judges."""
+    if task.test is None:
+        raise BadInput("there is no data to judge by; give --data")
+    return task.test
+
+
+def metric_difference(metric: Metric, before: Array, after: Array, labels: Array, seed: int = 0) -> Interval:
+    """The paired 95 % interval of after − before, by the metric's kind."""
+    if metric.per_sample is not None:
+        return paired_difference(np.asarray(metric.per_sample(before, labels), float), np.asarray(metric.per_sample(after, labels), float))
+    assert metric.whole_set is not None
+    return whole_set_difference(metric.whole_set, before, after, labels, seed=seed)
+
+
+def _classes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[ClassChange, ...], int | None]:
+    """Recall per class and the number of flips, where outputs are class scores (N, C)."""
+    if before.ndim != 2 or before.shape[1] < 2 or before.dtype.kind != "f":
+        return (), None
+    one, other = before.argmax(1), after.argmax(1)
+    flips = int(np.sum(one != other))
+    if labels is None or labels.ndim != 1:
+        return (), flips
+    changes = []
+    for label in np.unique(labels):
+        of_class = labels == label
+        changes.append(
+            ClassChange(int(label), float(np.mean(one[of_class] == label)), float(np.mean(other[of_class] == label)), int(of_class.sum()))
+        )
+    return tuple(changes), flips
+
+
+def _drop_gate(difference: Interval, higher_is_better: bool, max_drop: float) -> str:
+    least, most = (-difference.high, -difference.low) if higher_is_better else (difference.low, difference.high)
+    return KEPT if most <= max_drop else BROKEN if least > max_drop else UNDECIDED
+
+
+def _speed_gate(timed: Benchmark | None, max_slowdown: float) -> str:
+    if timed is None:
+        raise BadInput("a limit on the slow-down came with speed left out; leave out one of the two")
+    ratio = timed.standings[1].ratio
+    if ratio is None:
+        return UNDECIDED
+    return KEPT if 1 / ratio.low <= max_slowdown else BROKEN if 1 / ratio.high > max_slowdown else UNDECIDED

@@ -1,0 +1,402 @@
+"""optimize: the main job. From a model, a task and a budget to the fastest model that keeps the budget, and the proof."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hasten import doors, runtimes
+from hasten.errors import BadInput, HastenError
+from hasten.folder import FINISHED, RECORDS, Folder
+from hasten.measure import judge
+from hasten.measure.judge import Failure, Timing
+from hasten.measure.machine import machine
+from hasten.measure.process import Subject
+from hasten.measure.record import Record, Records
+from hasten.measure.statistics import Interval, Verdict, noise_floor, ratio_interval, smallest_provable_drop, verdict
+from hasten.model import Model
+from hasten.runtimes import Target
+from hasten.search.budget import Budget
+from hasten.search.candidates import Candidate, candidates
+from hasten.search.result import Outcome, Result, save_best, write_result
+from hasten.search.run import Judged, Run, Say
+from hasten.task import BoundTask, Task
+
+FINALISTS = 3
+MORE_PAIRS = 12
+"""Rounds of fresh processes when six leave it open whether a finalist is faster."""
+
+WORTH_JUDGING = 0.95
+"""Candidates slower than this share of the baseline's speed in the first timing are not judged for accuracy: they can't win."""
+
+JUDGING_SHARE = 0.4
+"""Share of the time limit that accuracy on `validate` may take."""
+
+JUDGING_SECONDS = 90.0
+"""Where there is no time limit: after this long, only as many more are judged as the finals need."""
+
+BASELINE, AGAIN = "baseline", "baseline again (A/A)"
+
+
+def optimize(
+    model: Any,
+    task: Task | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
+    shapes: Mapping[str, int] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    say: Say = lambda line: None,
+    **budget: Any,
+) -> Result:
+    """Make `model` faster within a budget, measured on this machine.
+
+    model: a path (.onnx, .keras, .pt2, `file.py:function`), ModelProto, nn.Module or ExportedProgram (with `example_inputs`), keras.Model.
+    task: data and metric; None: only techniques that keep the results, and accuracy is not judged.
+    out: the folder to write (best so far always in it; the same call resumes after an interruption); None: a temporary one, see `Result.save`.
+    shapes: sizes for dynamic axes by name. budget: the fields of `hasten.Budget`, such as `max_drop=0.005`.
+    Where nothing is better, the result holds the original and `result.reason` (the command line then ends with exit code 3).
+
+    Raises BadInput, Unsupported, OutOfResources; never because a candidate crashed, hung or ran out of memory.
+    """
+    allowed = Budget(**budget)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        loaded = doors.load(model, example_inputs=example_inputs, shapes=shapes, workdir=Path(private))
+        for note in loaded.notes:
+            say(note)
+        bound = task.bind(loaded.model) if task is not None else None
+        for note in bound.notes if bound else ():
+            say(note)
+        target = _target(loaded.model, allowed)
+        folder = Folder(Path(out)) if out is not None else Folder(Path(tempfile.mkdtemp(prefix="hasten-result-")))
+        if folder.state == FINISHED and not (resume or force):
+            raise BadInput(f"{folder.path} holds a finished run; --resume shows it again, --force starts afresh")
+        if force or folder.state is None:
+            folder.prepare(force)
+        records = Records(folder.file(RECORDS))
+        run = Run(loaded.model, bound, allowed, target, folder.work, records, say, loaded.origin)
+        _identify(run, folder)
+        if folder.state == FINISHED:
+            return Result.load(folder.path)
+        folder.work.mkdir(exist_ok=True)
+        return _search(run, folder, dict(shapes or {}))
+
+
+def _target(model: Model, budget: Budget) -> Target:
+    """Where it will run. A model with a fixed batch keeps it; raises BadInput if another one was asked for."""
+    axes = [port.shape[0] for port in model.inputs if port.shape]
+    fixed = next((axis for axis in axes if isinstance(axis, int)), None)
+    if budget.batch is not None and fixed is not None and budget.batch != fixed:
+        raise BadInput(f"batch {budget.batch} was asked for, and the model's inputs have a fixed first axis of {fixed}; leave --batch out")
+    return Target(budget.use_threads, fixed or budget.use_batch, memory_limit=budget.max_memory)
+
+
+def _identify(run: Run, folder: Folder) -> None:
+    """Refuse to resume what was begun otherwise. Raises BadInput."""
+    before = run.records.get("run")
+    if before is None:
+        run.records.add(Record("run", "run", "", "digest of model, data, budget, machine and versions", {"identity": run.identity}))
+    elif before.values["identity"] != run.identity:
+        raise BadInput(
+            f"{folder.path} was begun with another model, data, budget, machine or version of a library; "
+            "give the same to resume, --force to start afresh, or another -o"
+        )
+    elif len(run.records) > 1:
+        run.say(f"resumed: {len(run.records)} measurements are kept")
+
+
+def _search(run: Run, folder: Folder, shapes: dict[str, int]) -> Result:
+    """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
+    baseline = _baseline(run)
+    tried = _screen(run, baseline)
+    _judge_accuracy(run, tried, baseline, folder, shapes)
+    _finals(run, tried)
+    chosen, reason = _choose(run, tried)
+    return write_result(run, folder, tried, chosen, reason, shapes)
+
+
+def _baseline(run: Run) -> Timing:
+    """Build, time and judge the unchanged model first: nothing is worth comparing with a baseline that does not work."""
+    built = run.build(run.baseline.recipe)
+    if "failed" in built:
+        raise BadInput(f"the original model can't be used: {built['failed']}")
+    timed = run.screen(run.baseline.name, run.subject(run.baseline))
+    if isinstance(timed, Failure):
+        raise HastenError(f"the original model does not run in onnxruntime: {timed.reason}")
+    run.say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
+    if run.task is not None:
+        judged = run.judged(run.baseline, "validate")
+        if isinstance(judged, Failure):
+            raise BadInput(f"the original model can't be judged: {judged.reason}")
+        metric = run.task.metric
+        run.say(f"baseline: {metric.name} {judged.value:.4f} on {judged.samples} validation samples")
+        _sane(run, judged)
+        samples = len(run.split("test"))
+        run.say(
+            f"budget: a drop of at most {allowed_drop(run):g}; the {samples} test samples can prove a drop of about "
+            f"{smallest_provable_drop(samples):.4f} or more"
+        )
+    else:
+        run.say("no data: only techniques that keep the results are tried, and accuracy is not judged")
+    _own_framework(run, timed)
+    return timed
+
+
+def _sane(run: Run, judged: Judged) -> None:
+    """Stop at chance level: a float model that guesses means that the data does not fit it. Raises BadInput."""
+    assert run.task is not None
+    metric, labels = run.task.metric, run.split("validate").labels
+    if metric.chance is None or labels is None:
+        return
+    chance = metric.chance(run.predictions(run.baseline, "validate"), labels)
+    spread = 2 * math.sqrt(max(chance * (1 - chance), 0.0) / judged.samples) if 0 <= chance <= 1 else 0.0
+    guessing = judged.value <= chance + spread if metric.higher_is_better else judged.value >= chance
+    if guessing:
+        raise BadInput(
+            f"the original model reaches {metric.name} {judged.value:.4f} on {judged.samples} samples, and guessing reaches {chance:.4f}: "
+            "suspect the preprocessing (--preprocess: scale, mean, colour order), the layout (NCHW or NHWC), "
+            "or the labels (their order, and whether they count from 0)"
+        )
+
+
+def _own_framework(run: Run, baseline: Timing) -> None:
+    """Time the model in the framework it came from: the faster of the two is the baseline that must be beaten."""
+    if run.origin is None:
+        return
+    names = [run.origin.framework]
+    if run.origin.framework == "torch" and run.left > 300 and run.budget.time_limit is not None:
+        names.append("torch-compiled")
+    for name in names:
+        subject = Subject(name, run.origin.path, run.target)
+        timed = run.screen(name, subject)
+        if isinstance(timed, Failure):
+            run.say(f"baseline: {name}: {timed.reason}")
+            continue
+        run.say(f"baseline: {name}: {seconds(timed.seconds)}")
+        if timed.seconds < 1.3 * baseline.seconds:
+            run.subjects[name] = subject
+
+
+def _screen(run: Run, baseline: Timing) -> list[Outcome]:
+    """Build and time every candidate once; the cheapest checks come first."""
+    tried: list[Outcome] = [Outcome(run.baseline, "", timing=baseline, size=run.build(run.baseline.recipe)["bytes"])]
+    for candidate in candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None):
+        outcome = _screen_one(run, candidate)
+        tried.append(outcome)
+        what = outcome.reason or (f"{seconds(outcome.timing.seconds)} (× {baseline.seconds / outcome.timing.seconds:.2f})" if outcome.timing else "")
+        run.say(f"  {candidate.name:42} {what}")
+    return tried
+
+
+def _screen_one(run: Run, candidate: Candidate) -> Outcome:
+    if run.left < 0:
+        return Outcome(candidate, "the time limit was reached before it was tried")
+    built = run.build(candidate.recipe)
+    if "failed" in built:
+        return Outcome(candidate, built["failed"])
+    if candidate.recipe.steps and not any(built["changed"].values()) and candidate.recipe.name != "graph":
+        return Outcome(candidate, "the technique changed nothing in this model", size=built["bytes"])
+    size = built["bytes"]
+    if run.budget.max_size is not None and size > run.budget.max_size:
+        return Outcome(candidate, f"its file has {size} bytes, {run.budget.max_size} are allowed", size=size)
+    refusals = runtimes.get(candidate.runtime).unsupported(Model.load(run.path(candidate.recipe)), candidate.target)
+    if refusals:
+        return Outcome(candidate, "; ".join(f"{s.node}: {s.why}" if s.node else s.why for s in refusals[:3]), size=size)
+    timed = run.screen(candidate.name, run.subject(candidate))
+    if isinstance(timed, Failure):
+        return Outcome(candidate, timed.reason, size=size)
+    return Outcome(candidate, _over(run, timed), timing=timed, size=size)
+
+
+def _over(run: Run, timing: Timing) -> str:
+    """Why a timing breaks a constraint, empty if it keeps them."""
+    budget = run.budget
+    reached = timing.percentiles[f"{budget.percentile:g}"]
+    if budget.max_latency is not None and reached > budget.max_latency:
+        return f"p{budget.percentile:g} is {seconds(reached)}, {seconds(budget.max_latency)} are allowed"
+    if budget.max_memory is not None and timing.peak_memory > budget.max_memory:
+        return f"it needs {timing.peak_memory / 2**20:.0f} MiB, {budget.max_memory / 2**20:.0f} MiB are allowed"
+    return ""
+
+
+def _judge_accuracy(run: Run, tried: list[Outcome], baseline: Timing, folder: Folder, shapes: dict[str, int]) -> None:
+    """Accuracy on `validate`, the best objective first, until the finals are full and the time for it is spent."""
+    started_left, found = run.left, 0
+    limit = JUDGING_SECONDS if math.isinf(started_left) else JUDGING_SHARE * started_left
+    start = time.monotonic()
+    for outcome in sorted((o for o in tried if not o.reason and o.timing), key=lambda o: _objective(run, o)):
+        assert outcome.timing is not None
+        if outcome.candidate is run.baseline:
+            outcome.accuracy = _judged_or_none(run, outcome)
+            continue
+        slow = baseline.seconds / outcome.timing.seconds < WORTH_JUDGING
+        if slow:
+            outcome.reason = f"slower than the baseline: {seconds(outcome.timing.seconds)} against {seconds(baseline.seconds)}"
+            continue
+        if found >= FINALISTS and time.monotonic() - start > limit:
+            outcome.reason = f"not judged: {found} faster candidates keep the budget"
+            continue
+        outcome.accuracy = _judged_or_none(run, outcome)
+        run.forget(outcome.candidate)
+        if outcome.reason:
+            continue
+        if outcome.accuracy and (drop := drop_of(run, outcome.accuracy)) > allowed_drop(run):
+            outcome.reason = f"breaks the budget on validate: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
+            continue
+        found += 1
+        if found == 1:
+            save_best(run, outcome, folder, shapes)
+            run.say(f"best so far: {outcome.candidate.name}")
+
+
+def _judged_or_none(run: Run, outcome: Outcome) -> Judged | None:
+    if run.task is None:
+        return None
+    judged = run.judged(outcome.candidate, "validate")
+    if isinstance(judged, Failure):
+        outcome.reason = judged.reason
+        return None
+    return judged
+
+
+def _finals(run: Run, tried: list[Outcome]) -> None:
+    """The finalists against the baseline(s), in rounds of fresh processes; the interval is over the rounds' ratios."""
+    rivals = sorted((o for o in tried if not o.reason and o.timing and o.candidate is not run.baseline), key=lambda o: _objective(run, o))
+    for outcome in rivals[FINALISTS:]:
+        outcome.reason = "not among the finalists: three candidates were better in the first timing"
+    finalists = {o.candidate.name: o for o in rivals[:FINALISTS]}
+    if not finalists:
+        return
+    subjects = {BASELINE: run.subject(run.baseline), AGAIN: run.subject(run.baseline), **run.subjects}
+    subjects |= {name: run.subject(o.candidate) for name, o in finalists.items()}
+    rounds: list[dict[str, Timing | Failure]] = []
+    run.say(f"finals: {len(finalists)} candidates, {judge.PAIRS} rounds of fresh processes")
+    while len(rounds) < judge.PAIRS or (len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists)):
+        rounds.append(run.duel(subjects, len(rounds)))
+    floor = noise_floor(_pairs(rounds, BASELINE, AGAIN))
+    for name, outcome in finalists.items():
+        failed = [t for r in rounds if isinstance(t := r[name], Failure)]
+        if failed:
+            outcome.reason = failed[0].reason
+            continue
+        outcome.ratio = ratio_interval(_pairs(rounds, BASELINE, name))
+        outcome.own_ratios = {own: ratio_interval(_pairs(rounds, own, name)) for own in run.subjects}
+        outcome.floor = floor
+        outcome.rounds = [t for r in rounds if isinstance(t := r[name], Timing)]
+        outcome.baseline_rounds = [t for r in rounds if isinstance(t := r[BASELINE], Timing)]
+        outcome.reason = _over(run, outcome.typical)
+        run.say(f"  {name:42} × {outcome.ratio.estimate:.3f} [{outcome.ratio.low:.3f}, {outcome.ratio.high:.3f}]")
+    run.say(f"  noise floor (A/A, the same way): {floor:.1%}")
+
+
+def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome]) -> bool:
+    """Whether some finalist's interval holds 1 although its estimate is above."""
+    intervals = [ratio_interval(p) for name in finalists if len(p := _pairs(rounds, BASELINE, name)) == len(rounds)]
+    return any(i.low <= 1 < i.estimate for i in intervals)
+
+
+def _pairs(rounds: list[dict[str, Timing | Failure]], one: str, other: str) -> list[tuple[float, float]]:
+    return [(a.seconds, b.seconds) for r in rounds if isinstance(a := r[one], Timing) and isinstance(b := r[other], Timing)]
+
+
+def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
+    """The first finalist, in order, that is faster than every baseline and keeps the budget on `test`; else the original and why."""
+    original = tried[0]
+    finalists = [o for o in tried if not o.reason and o.ratio is not None]
+    for outcome in finalists:
+        outcome.reason = _not_faster(run, outcome)
+    for outcome in _ordered(run, [o for o in finalists if not o.reason]):
+        if run.task is None:
+            return outcome, ""
+        judged = run.judged(outcome.candidate, "test")
+        if isinstance(judged, Failure):
+            outcome.reason = judged.reason
+            continue
+        outcome.test, outcome.verdict = judged, verdict_of(run, judged)
+        run.say(f"test: {outcome.candidate.name}: {run.task.metric.name} {judged.value:.4f} ({outcome.verdict.state})")
+        if outcome.verdict.state == "broken":
+            outcome.reason = f"breaks the budget on test: a drop of {drop_of(run, judged):.4f}, {allowed_drop(run):g} is allowed"
+        elif run.budget.strict and outcome.verdict.state != "proven":
+            outcome.reason = f"--strict: not proven; about {outcome.verdict.samples_needed} more samples would decide"
+        else:
+            return outcome, ""
+    return original, _why_nothing(tried)
+
+
+def _not_faster(run: Run, outcome: Outcome) -> str:
+    """Why a finalist may not be returned for its speed, empty if it may. For size it need not be faster, only not slower."""
+    assert outcome.ratio is not None
+    for name, ratio in {run.baseline.name: outcome.ratio, **outcome.own_ratios}.items():
+        if run.budget.objective == "size":
+            if ratio.estimate < 1:
+                return f"slower than {name}: × {ratio.estimate:.3f}"
+        elif ratio.low <= 1 or ratio.estimate <= 1 + outcome.floor:
+            return (
+                f"not shown to be faster than {name}: × {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], "
+                f"noise floor {outcome.floor:.1%}"
+            )
+    return ""
+
+
+def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
+    """Best objective first; those within the noise floor of the best count as equal and go by accuracy, size, name."""
+    rest, ordered = sorted(finalists, key=lambda o: _objective(run, o)), []
+    while rest:
+        best = _objective(run, rest[0])
+        floor = 0.0 if run.budget.objective == "size" else rest[0].floor
+        equal = [o for o in rest if _objective(run, o) <= best * (1 + floor)]
+        sign = -1 if run.task is None or run.task.metric.higher_is_better else 1
+        equal.sort(key=lambda o: (sign * (o.accuracy.value if o.accuracy else 0.0), o.size, o.candidate.name))
+        ordered += equal
+        rest = [o for o in rest if o not in equal]
+    return ordered
+
+
+def _objective(run: Run, outcome: Outcome) -> float:
+    """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too)."""
+    if run.budget.objective == "size":
+        return float(outcome.size)
+    if outcome.ratio is not None:
+        return 1 / outcome.ratio.estimate
+    assert outcome.timing is not None
+    return outcome.timing.seconds
+
+
+def _why_nothing(tried: list[Outcome]) -> str:
+    reasons = [f"{o.candidate.name}: {o.reason}" for o in sorted(tried[1:], key=lambda o: o.timing.seconds if o.timing else math.inf)]
+    return "nothing better than the original within the budget; the closest: " + ("; ".join(reasons[:2]) or "no candidate was left to try")
+
+
+def allowed_drop(run: Run) -> float:
+    """The drop that the budget allows: `max_drop`, or without labels what `min_agreement` leaves of 1."""
+    assert run.task is not None
+    return run.budget.max_drop if run.split("test").labels is not None else 1 - run.budget.min_agreement
+
+
+def drop_of(run: Run, judged: Judged) -> float:
+    """How much worse than the baseline, in the metric's unit; positive is worse."""
+    assert run.task is not None
+    return -judged.difference.estimate if run.task.metric.higher_is_better else judged.difference.estimate
+
+
+def verdict_of(run: Run, judged: Judged) -> Verdict:
+    """proven, not shown or broken."""
+    assert run.task is not None
+    difference = judged.difference
+    if not run.task.metric.higher_is_better:
+        difference = Interval(-difference.estimate, -difference.high, -difference.low, difference.level)
+    return verdict(difference, allowed_drop(run), judged.samples)
+
+
+def seconds(value: float) -> str:
+    """A time for people."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"

@@ -1,0 +1,220 @@
+"""One run of the search: its context, its memory of what is finished, and the measurements as records."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten import check, plan
+from hasten.errors import HastenError
+from hasten.doors import Origin
+from hasten.measure import judge
+from hasten.measure.judge import Failure, Timing
+from hasten.measure.machine import machine, versions
+from hasten.measure.process import Subject, WorkerFailed
+from hasten.measure.record import Record, Records
+from hasten.measure.statistics import Interval, paired_difference, whole_set_difference
+from hasten.model import Model
+from hasten.plan import Effect, Plan
+from hasten.runtimes import Target
+from hasten.search.budget import Budget
+from hasten.search.candidates import ORIGINAL, Candidate, Recipe
+from hasten.task import BoundTask, Split
+
+Array = NDArray[Any]
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Accuracy of a candidate on a split beside the baseline's, on the same samples. `difference` = candidate − baseline."""
+
+    value: float
+    baseline: float
+    difference: Interval
+    samples: int
+    discordant: float
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """What one search knows. Everything that takes time goes through `remember`, so that a resumed run does not do it twice."""
+
+    model: Model
+    task: BoundTask | None
+    budget: Budget
+    target: Target
+    work: Path
+    records: Records
+    say: Say
+    origin: Origin | None = None
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    _predictions: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
+    _labels: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.baseline = Candidate(ORIGINAL, "onnxruntime", self.target)
+        self.subjects: dict[str, Subject] = {}
+        random = check.random_feeds(self.model, self.target.batch, seed=self.budget.seed)
+        self.feeds = judge.timing_feeds(self.task.validate if self.task else None, self.target.batch, random)
+
+    @property
+    def left(self) -> float:
+        """Seconds that the time limit leaves."""
+        return float("inf") if self.budget.time_limit is None else self.budget.time_limit - (time.monotonic() - self.started)
+
+    @property
+    def identity(self) -> str:
+        """What a run must agree in with the run that it resumes: model, data, budget (its time limit aside), machine, versions."""
+        parts = {
+            "model": self.model.digest,
+            "task": self.task.digest if self.task else None,
+            "budget": dataclasses.asdict(dataclasses.replace(self.budget, time_limit=None)),
+            "machine": machine().digest,
+            "versions": versions(),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def remember(self, kind: str, subject: str, method: str, compute: Callable[[], dict[str, Any]], key: str = "") -> dict[str, Any]:
+        """The values of this measurement: from the records if it was finished before, else computed and recorded."""
+        key = key or f"{kind}:{subject}"
+        record = self.records.get(key) or self.records.add(Record(key, kind, subject, method, compute()))
+        return record.values
+
+    # --- models
+
+    def path(self, recipe: Recipe) -> Path:
+        return self.work / f"{recipe.name.replace(' ', '-')}.onnx"
+
+    def build(self, recipe: Recipe) -> dict[str, Any]:
+        """Make the recipe's model, once. Values: `digest`, `bytes`, `seconds`, `changed`; or `failed`, the reason."""
+
+        def compute() -> dict[str, Any]:
+            start = time.perf_counter()
+            try:
+                made, done = plan.run(recipe.plan(self.model), self.model, self.task)
+                if recipe.steps and recipe.effect in (Effect.EQUIVALENT, Effect.ROUNDING):
+                    check.same(self.model, made, within=check.FLOAT32)
+            except HastenError as e:
+                return {"failed": str(e)}
+            made.save(self.path(recipe))
+            self.path(recipe).with_suffix(".plan.json").write_text(done.to_json())
+            spent = time.perf_counter() - start
+            changed = {step.name: step.changed for step in made.history}
+            return {"digest": made.digest, "bytes": self.path(recipe).stat().st_size, "seconds": spent, "changed": changed}
+
+        return self.remember("built", recipe.name, "the recipe's techniques, checked against the oracle where they only round", compute)
+
+    def plan_of(self, candidate: Candidate) -> Plan:
+        """The plan, with all that its data showed, for a candidate that was built."""
+        done = Plan.from_json(self.path(candidate.recipe).with_suffix(".plan.json").read_text())
+        return dataclasses.replace(done, runtime=candidate.runtime, target=dataclasses.asdict(candidate.target))
+
+    def subject(self, candidate: Candidate) -> Subject:
+        return Subject(candidate.runtime, self.path(candidate.recipe), candidate.target)
+
+    # --- speed
+
+    def screen(self, name: str, subject: Subject) -> Timing | Failure:
+        """A first timing, in one process: good enough to say who is worth more."""
+        method = "one fresh process: median of 5 rounds of about 40 ms; percentiles of single calls"
+
+        def compute() -> dict[str, Any]:
+            return dataclasses.asdict(judge.time_once(subject, self.feeds, self.budget.percentile))
+
+        return _timing(self.remember("screened", name, method, compute))
+
+    def duel(self, subjects: dict[str, Subject], turn: int) -> dict[str, Timing | Failure]:
+        """One round of fresh processes, every subject once."""
+        method = "a round of fresh processes, one after the other, the order rotated; each as when screened"
+
+        def compute() -> dict[str, Any]:
+            timed = judge.duel_round(subjects, self.feeds, turn, self.budget.percentile)
+            return {name: dataclasses.asdict(t) for name, t in timed.items()}
+
+        key = f"duel:{turn}:{'|'.join(subjects)}"
+        values = self.remember("duel", str(turn), method, compute, key)
+        return {name: _timing(v) for name, v in values.items()}
+
+    # --- accuracy
+
+    def judged(self, candidate: Candidate, split_name: str) -> Judged | Failure:
+        """The candidate's metric on `validate` or `test`, paired with the baseline's, in the very kind of session that is timed."""
+        assert self.task is not None
+        metric = self.task.metric
+        method = f"{metric.name}, paired with the original in onnxruntime on the same samples; 95 % interval of the difference"
+
+        def compute() -> dict[str, Any]:
+            try:
+                before = self.predictions(self.baseline, split_name)
+                after = before if candidate is self.baseline else self.predictions(candidate, split_name)
+            except WorkerFailed as e:
+                return {"failed": str(e)}
+            return _compare(self.task, before, after, self.labels(split_name), self.budget.seed)
+
+        values = self.remember("judged", candidate.name, method, compute, f"judged:{split_name}:{candidate.name}")
+        if "failed" in values:
+            return Failure(values["failed"])
+        return Judged(**{**values, "difference": Interval(**values["difference"])})
+
+    def predictions(self, candidate: Candidate, split_name: str) -> Array:
+        """Outputs of the judged output on a split; kept in memory alone."""
+        key = (candidate.name, split_name)
+        if key not in self._predictions:
+            assert self.task is not None
+            split = self.split(split_name)
+            self._predictions[key] = judge.predict(self.subject(candidate), split, self.task.output, self.target.batch)
+        return self._predictions[key]
+
+    def forget(self, candidate: Candidate) -> None:
+        """Free a candidate's predictions."""
+        for key in [k for k in self._predictions if k[0] == candidate.name and candidate is not self.baseline]:
+            del self._predictions[key]
+
+    def labels(self, split_name: str) -> Array:
+        """The labels; where there are none, what the original says (fidelity to it is then the metric)."""
+        given = self.split(split_name).labels
+        return given if given is not None else self.predictions(self.baseline, split_name)
+
+    def split(self, name: str) -> Split:
+        assert self.task is not None
+        split = {"validate": self.task.validate, "test": self.task.test}[name]
+        assert split is not None, "a task with data has these splits"
+        return split
+
+
+def _timing(values: dict[str, Any]) -> Timing | Failure:
+    return Failure(values["reason"]) if "reason" in values else Timing(**values)
+
+
+def _compare(task: BoundTask | None, before: Array, after: Array, labels: Array, seed: int) -> dict[str, Any]:
+    """Both values and the interval of their difference, as plain values."""
+    assert task is not None
+    metric = task.metric
+    if not np.all(np.isfinite(after)):
+        return {"failed": f"{np.mean(~np.isfinite(after)):.1%} of the outputs are not finite"}
+    discordant = float("nan")
+    if metric.per_sample is not None:
+        scores = np.asarray(metric.per_sample(before, labels), float), np.asarray(metric.per_sample(after, labels), float)
+        difference = paired_difference(*scores)
+        values = float(scores[0].mean()), float(scores[1].mean())
+        discordant = float(np.mean(scores[0] != scores[1]))
+    else:
+        assert metric.whole_set is not None
+        difference = whole_set_difference(metric.whole_set, before, after, labels, seed=seed)
+        values = metric.value(before, labels), metric.value(after, labels)
+    return {
+        "value": values[1],
+        "baseline": values[0],
+        "difference": dataclasses.asdict(difference),
+        "samples": len(labels),
+        "discordant": None if np.isnan(discordant) else discordant,
+    }
