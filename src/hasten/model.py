@@ -57,7 +57,8 @@ class Port:
 class Model:
     """A frozen pair: the graph and its history.
 
-    `ir` must never be changed in place: work on `edit()`, a clone (its tensors are shared, so replace tensors, never write into them).
+    `ir` must never be changed in place: work on `edit()`, a clone. It shares tensors and types with this model, so replace them (a new
+    Tensor, a new TensorType); never write into a tensor, never set `value.dtype`, which changes the shared type.
     """
 
     ir: ir.Model
@@ -90,7 +91,7 @@ class Model:
         return h.hexdigest()
 
     def edit(self) -> ir.Model:
-        """A clone to work on; its tensors are shared with this model and must be replaced, not written into."""
+        """A clone to work on; its tensors and types are shared with this model and must be replaced, not changed."""
         return self.ir.clone()
 
     def then(self, edited: ir.Model, step: Step) -> Model:

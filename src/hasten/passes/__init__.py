@@ -1,0 +1,1 @@
+"""Passes: the same function, a better graph. One technique a file."""

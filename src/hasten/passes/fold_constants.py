@@ -1,0 +1,68 @@
+"""fold_constants: compute once, now, what does not depend on the input. Effect: rounding (folded in numpy, not in the runtime)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+from hasten.errors import BadInput
+from hasten.graph import finish
+from hasten.model import Model, Skip, all_nodes
+from hasten.task import BoundTask
+
+GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "RandomNormal", "RandomUniform")
+"""Operators that make much from little: folding them is what blows files up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldConstants:
+    """`size_limit`: a folded result of more bytes than this stays computed, unless it replaces weights at least as large."""
+
+    size_limit: int = 65536
+
+    def __post_init__(self) -> None:
+        if self.size_limit < 0:
+            raise BadInput(f"fold_constants: size_limit is {self.size_limit}, expected a number of bytes of at least 0")
+
+
+def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None) -> Model:
+    """Fold with onnxscript's folder, shapes included; batch norm is kept, own functions are not inlined, generators stay when they are large."""
+    from onnxscript.optimizer import fold_constants as fold
+
+    edited = model.edit()
+    before = sum(1 for _ in all_nodes(edited.graph))
+    fold(
+        edited,
+        onnx_shape_inference=True,
+        input_size_limit=max(settings.size_limit, _largest(model)),
+        output_size_limit=max(settings.size_limit, _largest(model)),
+        should_fold=lambda node: False if node.op_type in GENERATORS and _bytes(node) > settings.size_limit else None,
+    )
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
+    RemoveUnusedNodesPass()(edited)
+    skipped = [
+        Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
+        for n in all_nodes(edited.graph)
+        if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
+    ]
+    return finish(model, edited, settings, "fold_constants", before - sum(1 for _ in all_nodes(edited.graph)), skipped)
+
+
+def _largest(model: Model) -> int:
+    """Bytes of the model's largest weight: folding a transposed weight of that size makes nothing larger."""
+    return max((v.const_value.nbytes for v in model.ir.graph.initializers.values() if v.const_value is not None), default=0)
+
+
+def _bytes(node: object) -> int:
+    """Bytes of a node's first output where its shape is known, else more than any limit."""
+    import onnx_ir as ir
+
+    assert isinstance(node, ir.Node)
+    value = node.outputs[0]
+    if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
+        return 1 << 62
+    size = 1
+    for d in value.shape:
+        size *= int(d)  # type: ignore[arg-type]
+    return size * value.dtype.bitwidth // 8
