@@ -1,0 +1,99 @@
+"""Observers: what a tensor's values are like, seen batch by batch in memory that does not grow with the number of samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.numerics import Format, affine
+
+Array = NDArray[Any]
+
+BINS = 4096
+"""Bins of a histogram, half of them on either side of zero."""
+
+SAMPLED = 1 << 16
+"""Values of a batch that enter a tensor's histogram, at most, taken at even steps; minimum, maximum and means see them all."""
+
+CLIPS = np.concatenate([np.linspace(0.2, 0.9, 29), np.linspace(0.905, 1.0, 20)])
+"""Shares of the whole range that the mse method tries."""
+
+
+class Observer:
+    """Minimum, maximum, per-channel means and a histogram over [−R, R), R a power of two that doubles when a value lies outside."""
+
+    def __init__(self, channel_axis: int | None = None) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self._axis = channel_axis
+        self._sums: Array | None = None
+        self._count = 0
+        self._range = 0.0
+        self._bins = np.zeros(BINS, np.int64)
+
+    def see(self, x: Array) -> None:
+        """One batch of the tensor's values. Raises ValueError where one is not finite."""
+        low, high = float(x.min()), float(x.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("a value is NaN or infinite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self._axis is not None:
+            axis = self._axis % x.ndim
+            sums = x.sum(axis=tuple(a for a in range(x.ndim) if a != axis), dtype=np.float64)
+            self._sums = sums if self._sums is None else self._sums + sums
+            self._count += x.size // x.shape[axis]
+        self._widen(max(-low, high))
+        flat = x.reshape(-1)
+        flat = flat[:: -(-flat.size // SAMPLED)]
+        index = ((flat / self._range + 1) * (BINS // 2)).astype(np.int64)
+        self._bins += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+
+    def means(self) -> list[float]:
+        """The mean of each channel."""
+        assert self._sums is not None
+        return [float(v) for v in self._sums / self._count]
+
+    def minmax(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def percentile(self, q: float) -> tuple[float, float]:
+        """The range that leaves a share of (100 − q) % of the values outside, half on either side where the values have both signs."""
+        share = np.cumsum(self._bins) / self._bins.sum()
+        outside = (100 - q) / 100
+        edges = self._edges()
+        low = self.low if self.low >= 0 else edges[int(np.searchsorted(share, outside / 2, side="right"))]
+        high = self.high if self.high <= 0 else edges[min(BINS, int(np.searchsorted(share, 1 - outside / 2)) + 1)]
+        return max(float(low), self.low), min(float(high), self.high)
+
+    def mse(self, to: Format) -> tuple[float, float]:
+        """The range, a share of the whole one on either side, whose codes have the least mean squared error on the histogram."""
+        edges = self._edges()
+        used = np.flatnonzero(self._bins)
+        centres, weights = (edges[used] + edges[used + 1]) / 2, self._bins[used].astype(np.float64)
+        # The outermost bins' centres may lie outside of what was seen.
+        centres = np.clip(centres, self.low, self.high)
+        best, chosen = np.inf, (self.low, self.high)
+        shares = CLIPS if self.low < 0 < self.high else None
+        for high_share in CLIPS:
+            for low_share in (shares[shares >= high_share][:1] if shares is not None else CLIPS[-1:]):
+                low, high = self.low * low_share, self.high * high_share
+                scale, zero = affine(low, high, to)
+                codes = np.clip(np.rint(centres / scale) + float(zero), to.lo, to.hi)
+                error = float(np.sum(weights * (scale * (codes - float(zero)) - centres) ** 2))
+                if error < best:
+                    best, chosen = error, (low, high)
+        return float(chosen[0]), float(chosen[1])
+
+    def _edges(self) -> Array:
+        return np.linspace(-self._range, self._range, BINS + 1)
+
+    def _widen(self, largest: float) -> None:
+        """Let the range hold `largest`: two bins become one at every doubling, so no count is lost."""
+        if self._range == 0.0:
+            self._range = float(2.0 ** np.ceil(np.log2(max(largest, 1e-30))))
+        while largest > self._range:
+            inner = self._bins.reshape(-1, 2).sum(axis=1)
+            self._bins = np.zeros(BINS, np.int64)
+            self._bins[BINS // 4 : 3 * BINS // 4] = inner
+            self._range *= 2

@@ -1,0 +1,431 @@
+"""quantize_static: 8-bit weights and activations as one QDQ file that onnxruntime and OpenVINO both run in integers. Effect: lossy.
+
+Weights: int8, symmetric, one scale a channel. Activations: uint8, affine, one scale a tensor, from calibration. Biases: int32 at scale s_x s_w.
+(Jacob et al., arXiv 1712.05877; Krishnamoorthi, arXiv 1806.08342.) Bias correction: quantizing W to Ŵ shifts an output by (Ŵ − W) x, on
+average by (Ŵ − W) E[x], which the bias takes back (Nagel et al., arXiv 1906.04721, section 4.2); E[x] is seen in calibration.
+
+Where Q and DQ stand: around every input of a quantized operator, and behind every Conv (after the Relu or Clip that follows it), because
+onnxruntime runs a Conv in integers only where it also writes integers. A Gemm or MatMul may write floats. Operators that only move values
+(Reshape, Transpose, MaxPool …) pass the scale on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.errors import BadInput, Refused
+from hasten.graph import Array, add_weight, constant, finish, scalar, sole_consumer, unique_name
+from hasten.measure.machine import machine
+from hasten.model import Model, Skip
+from hasten.numerics import Format, affine, dequantize, format_of, quantize, symmetric
+from hasten.quantize.observers import Observer
+from hasten.task import BoundTask
+
+METHODS = ("minmax", "percentile", "mse")
+ACTIVATIONS = ("auto", "uint8", "int8")
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+MOVERS = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Identity", "DepthToSpace", "SpaceToDepth")
+"""They only move or choose values: input and output share one scale."""
+COMBINERS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Pad", "Resize", "LeakyRelu", "ReduceMean")
+"""Quantized where an input is quantized already (a convolution's output, say): on codes they cost a quarter of the memory traffic."""
+BATCH = 4
+"""Samples that calibration runs at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeStatic:
+    """`method`: how a range is chosen from what calibration sees (`percentile` keeps that share, in percent, with method percentile).
+    `activations`: auto takes uint8, with 7-bit weights on x86 CPUs without VNNI, whose 16-bit sums saturate.
+    `attention`: also the products of two activations. `exclude`: names of nodes that stay float. `samples`: at most so many calibrate."""
+
+    method: str = "mse"
+    percentile: float = 99.99
+    activations: str = "auto"
+    per_channel: bool = True
+    bias_correction: bool = True
+    attention: bool = False
+    samples: int = 256
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise BadInput(f"quantize_static: method {self.method!r} is unknown; use one of {', '.join(METHODS)}")
+        if self.activations not in ACTIVATIONS:
+            raise BadInput(f"quantize_static: activations {self.activations!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+        if not 50 < self.percentile <= 100:
+            raise BadInput(f"quantize_static: percentile is {self.percentile}, expected a number above 50 and up to 100")
+        if self.samples < 1:
+            raise BadInput(f"quantize_static: samples is {self.samples}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placement:
+    """What will be quantized: the operators, the tensors that get Q and DQ, those that must be signed, and what is left alone."""
+
+    nodes: tuple[ir.Node, ...]
+    tensors: tuple[ir.Value, ...]
+    signed: frozenset[ir.Value]
+    skipped: tuple[Skip, ...]
+
+
+def quantize_static(model: Model, settings: QuantizeStatic, task: BoundTask | None) -> Model:
+    """Quantize what can be; the rest is skipped with the reason. Raises Refused where there is neither data nor an observation."""
+    if task is None or (task.observation is None and task.calibrate is None):
+        raise Refused("quantize_static needs data to calibrate on, and none came; give --data, or use quantize-dynamic")
+    seen = task.observation or observe(model, settings, task)
+    edited = model.edit()
+    placement = place(edited, settings)
+    activation, weight = formats(settings)
+    _Editor(edited.graph, seen, settings, activation, weight, placement).run()
+    return finish(model, edited, settings, "quantize_static", len(placement.nodes), list(placement.skipped))
+
+
+def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str, Any]:
+    """Ranges of the tensors to quantize, and channel means of the inputs of weights, over the calibration split: plain JSON values."""
+    assert task.calibrate is not None
+    edited = model.edit()
+    placement = place(edited, settings)
+    activation, _ = formats(settings)
+    axes = {n.inputs[0]: 1 if n.op_type == "Conv" else -1 for n in placement.nodes if n.op_type in WEIGHTED and constant(n.inputs[1]) is not None}
+    observers = {v.name or "": Observer(axes.get(v)) for v in placement.tensors}
+    run = _float_session(edited, list(observers))
+    fixed = next((p.shape[0] for p in model.inputs if p.shape and isinstance(p.shape[0], int)), None)
+    count = 0
+    for feeds in task.calibrate.batches(fixed or BATCH):
+        if count >= settings.samples:
+            break
+        here = len(next(iter(feeds.values())))
+        if fixed and here < fixed:
+            break
+        for name, value in run(feeds):
+            try:
+                observers[name].see(value)
+            except ValueError as e:
+                raise Refused(f"quantize_static: tensor {name!r}: {e} on the calibration data; look at the data and the model") from e
+        count += here
+    if not count:
+        raise Refused("quantize_static: the calibration data has fewer samples than one batch of the model")
+    ranges = {name: list(_range(o, settings, activation)) for name, o in observers.items()}
+    means = {v.name or "": observers[v.name or ""].means() for v in axes}
+    return {"samples": count, "ranges": ranges, "means": means}
+
+
+def formats(settings: QuantizeStatic) -> tuple[Format, Format]:
+    """(activations, weights) for these settings on this machine."""
+    isa = machine().isa
+    name = "uint8" if settings.activations == "auto" else settings.activations
+    saturates = settings.activations == "auto" and "avx2" in isa and not {"avx512_vnni", "avx_vnni"} & set(isa)
+    return format_of(name), format_of("int7" if saturates else "int8")
+
+
+def place(edited: ir.Model, settings: QuantizeStatic) -> Placement:
+    """Decide what is quantized, walking down the graph once."""
+    graph = edited.graph
+    skipped: list[Skip] = []
+    nodes: list[ir.Node] = []
+    tensors: dict[ir.Value, None] = {}
+    signed: set[ir.Value] = set()
+    for node in graph:
+        if node.op_type in WEIGHTED:
+            if why := _refusal(node, settings):
+                skipped.append(Skip(node.name or "", why))
+                continue
+            nodes.append(node)
+            for value in _activations(node):
+                tensors[value] = None
+            if node.op_type == "MatMul" and constant(node.inputs[1]) is None and node.inputs[1] is not None:
+                signed.add(node.inputs[1])
+            if node.op_type == "Conv":
+                tensors[_end(node)] = None
+        elif node.op_type in MOVERS or node.op_type in COMBINERS:
+            inputs = list(_activations(node))
+            if node.name in settings.exclude or not inputs or not _joins(node, inputs, tensors):
+                continue
+            nodes.append(node)
+            for value in inputs:
+                tensors[value] = None
+            tensors[_end(node) if node.op_type in COMBINERS else node.outputs[0]] = None
+        elif node.op_type in ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"):
+            skipped.append(Skip(node.name or "", f"{node.op_type} has no integer kernel in the runtimes; it stays float"))
+    floats = [v for v in tensors if v.dtype == ir.DataType.FLOAT]
+    return Placement(tuple(nodes), tuple(floats), frozenset(signed), tuple(skipped))
+
+
+def _refusal(node: ir.Node, settings: QuantizeStatic) -> str:
+    """Why an operator with weights stays float, empty if it need not."""
+    if node.name in settings.exclude:
+        return "excluded by the settings"
+    if any(v is not None and v.dtype not in (None, ir.DataType.FLOAT) for v in node.inputs):
+        return "its values are not float32"
+    weights = constant(node.inputs[1])
+    if weights is None:
+        if node.op_type != "MatMul" or constant(node.inputs[0]) is not None:
+            return "its weights are computed, not constant"
+        return "" if settings.attention else "it multiplies two activations; `attention` quantizes it too"
+    if constant(node.inputs[0]) is not None:
+        return "its input is constant"
+    if node.op_type == "MatMul" and weights.ndim != 2:
+        return f"its weights have {weights.ndim} axes; only matrices are quantized"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+        return "its first input is transposed"
+    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
+        return "its bias is computed, not constant"
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.size not in (1, _channels(node)):
+        return "its bias is a matrix, not one number a channel"
+    return ""
+
+
+def _activations(node: ir.Node) -> Iterator[ir.Value]:
+    """Inputs of a node that are float activations."""
+    inputs = node.inputs if node.op_type in ("Add", "Mul", "Concat", "MatMul") else node.inputs[:1]
+    for value in inputs:
+        if value is not None and constant(value) is None and value.dtype == ir.DataType.FLOAT:
+            yield value
+
+
+def _joins(node: ir.Node, inputs: list[ir.Value], tensors: dict[ir.Value, None]) -> bool:
+    """Whether a mover or combiner is computed on codes: all its float inputs are activations, and one is quantized already."""
+    if node.op_type in ("Add", "Mul") and len(inputs) != 2:
+        return False
+    if node.op_type == "ReduceMean" and node.outputs[0].shape is not None and len(inputs[0].shape or ()) != 4:
+        return False
+    if node.op_type == "Pad" and (scalar(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0) != 0.0:
+        return False
+    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") != "constant":
+        return False
+    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+        return False
+    return any(value in tensors for value in inputs) and (node.op_type not in MOVERS or _leads_on(node))
+
+
+def _leads_on(node: ir.Node) -> bool:
+    """Whether a mover's result is read by what is quantized: a mover before the graph's end gains nothing from codes."""
+    todo, seen = [node.outputs[0]], set()
+    while todo:
+        value = todo.pop()
+        for user, _ in value.uses():
+            if user.op_type in WEIGHTED or user.op_type in COMBINERS:
+                return True
+            if user.op_type in MOVERS and id(user) not in seen:
+                seen.add(id(user))
+                todo += user.outputs
+    return False
+
+
+def _end(node: ir.Node) -> ir.Value:
+    """The tensor at which a node's result is quantized: behind the Relu or Clip that follows, which the codes' own range then replaces."""
+    value = node.outputs[0]
+    reader = sole_consumer(value)
+    if reader is not None and (reader.op_type == "Relu" or _is_bounded(reader)):
+        return reader.outputs[0]
+    return value
+
+
+def _is_bounded(node: ir.Node) -> bool:
+    """A Clip with constant bounds that hold zero: codes of that range need no Clip."""
+    if node.op_type != "Clip":
+        return False
+    low, high = (scalar(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
+    given = [node.inputs[i] for i in (1, 2) if len(node.inputs) > i and node.inputs[i] is not None]
+    return all(constant(v) is not None for v in given) and (low is None or low <= 0) and (high is None or high > 0)
+
+
+def _channels(node: ir.Node) -> int:
+    weights = constant(node.inputs[1])
+    assert weights is not None
+    return weights.shape[_channel_axis(node)]
+
+
+def _channel_axis(node: ir.Node) -> int:
+    """The axis of the weights that runs over output channels."""
+    if node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
+
+
+def _float_session(edited: ir.Model, names: list[str]) -> Any:
+    """A function from feeds to (name, value) of each named tensor, in onnxruntime with full optimisation."""
+    import onnxruntime as ort
+
+    exposed = edited.clone()
+    present = {v.name: v for v in [*exposed.graph.inputs, *(o for n in exposed.graph for o in n.outputs)]}
+    listed = {v.name for v in exposed.graph.outputs}
+    inputs = {v.name for v in exposed.graph.inputs}
+    for name in names:
+        if name not in listed and name not in inputs:
+            exposed.graph.outputs.append(present[name])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(Model(exposed).to_bytes(), options, providers=["CPUExecutionProvider"])
+    wanted = [n for n in names if n not in inputs]
+
+    def run(feeds: dict[str, Array]) -> Iterator[tuple[str, Array]]:
+        yield from ((n, feeds[n]) for n in names if n in inputs)
+        yield from zip(wanted, session.run(wanted, feeds), strict=True)
+
+    return run
+
+
+def _range(observer: Observer, settings: QuantizeStatic, to: Format) -> tuple[float, float]:
+    if settings.method == "percentile":
+        return observer.percentile(settings.percentile)
+    return observer.mse(to) if settings.method == "mse" else observer.minmax()
+
+
+@dataclasses.dataclass(eq=False)
+class _Editor:
+    """Writes the codes, scales, Q and DQ into the graph."""
+
+    graph: ir.Graph
+    seen: dict[str, Any]
+    settings: QuantizeStatic
+    activation: Format
+    weight: Format
+    placement: Placement
+
+    def run(self) -> None:
+        names = [v.name for v in self.placement.tensors]
+        if missing := [n for n in names if n not in self.seen["ranges"]]:
+            raise Refused(f"quantize_static: the plan's calibration has no range for tensor {missing[0]!r}; it was made for another model")
+        self._scales: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._share_scales()
+        chosen = set(self.placement.nodes)
+        for value in self.placement.tensors:
+            self._insert_pair(value, chosen)
+        for node in self.placement.nodes:
+            if node.op_type in WEIGHTED and constant(node.inputs[1]) is not None:
+                self._quantize_weights(node)
+        self.graph.sort()
+
+    def _share_scales(self) -> None:
+        """One scale for a mover's input and output: that of the input, or a Clip's own bounds for what stands behind it."""
+        for value in self.placement.tensors:
+            producer = value.producer()
+            if producer is not None and producer in set(self.placement.nodes) and producer.op_type in MOVERS:
+                source = producer.inputs[0]
+                if source in self._scales:
+                    self._scales[value] = self._scales[source]
+                    continue
+            low, high = self.seen["ranges"][value.name]
+            to = format_of("int8") if value in self.placement.signed else self.activation
+            if to.signed:
+                largest = max(-low, high)
+                scale, zero = symmetric(largest, to), np.zeros((), to.dtype)
+                if producer is not None and (producer.op_type == "Relu" or _is_bounded(producer)):
+                    scale, zero = affine(low, high, to)
+            else:
+                scale, zero = affine(low, high, to)
+            if producer is not None and _is_bounded(producer) and len(producer.inputs) > 2 and (top := scalar(producer.inputs[2])) is not None:
+                # onnxruntime drops a Clip whose bounds the codes keep: the largest code must not stand a rounding above the bound.
+                while float(dequantize(np.asarray(to.hi), scale, zero)) > top:
+                    scale = np.nextafter(scale, np.float32(0))
+            self._scales[value] = (
+                add_weight(self.graph, f"{value.name}_scale", np.asarray(scale, np.float32).reshape(())),
+                add_weight(self.graph, f"{value.name}_zero_point", np.asarray(zero, to.dtype).reshape(())),
+            )
+
+    def _insert_pair(self, value: ir.Value, chosen: set[ir.Node]) -> None:
+        """value → Q → DQ → its quantized readers; every reader where the value is a quantized operator's result."""
+        scale, zero = self._scales[value]
+        producer = value.producer()
+        everywhere = producer is not None and (producer in chosen or self._is_tail(producer, chosen))
+        if producer is not None and producer in chosen and producer.op_type in ("Gemm", "MatMul") and not everywhere:
+            everywhere = False
+        readers = [(n, i) for n, i in value.uses() if everywhere or n in chosen]
+        q = ir.node("QuantizeLinear", [value, scale, zero], name=unique_name(self.graph, f"{value.name}_q_node"))
+        dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{q.name}_dq")
+        assert zero.dtype is not None
+        for node, suffix, dtype in ((q, "q", zero.dtype), (dq, "dq", ir.DataType.FLOAT)):
+            node.outputs[0].name = unique_name(self.graph, f"{value.name}_{suffix}")
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+        self.graph.extend([q, dq])
+        for node, index in readers:
+            node.replace_input_with(index, dq.outputs[0])
+        if value.is_graph_output() and producer is not None and producer.op_type != "Gemm" and everywhere:
+            self._move_output(value, dq)
+
+    def _move_output(self, value: ir.Value, dq: ir.Node) -> None:
+        """The graph's output is what the DQ writes, under the output's own name."""
+        position = list(self.graph.outputs).index(value)
+        name, inner = value.name, unique_name(self.graph, f"{value.name}_float")
+        value.name, dq.outputs[0].name = inner, name
+        dq.outputs[0].shape = value.shape
+        self.graph.outputs[position] = dq.outputs[0]
+
+    def _is_tail(self, node: ir.Node, chosen: set[ir.Node]) -> bool:
+        """A Relu or Clip right behind a chosen operator."""
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        return node.op_type in ("Relu", "Clip") and source is not None and source in chosen
+
+    def _quantize_weights(self, node: ir.Node) -> None:
+        """Codes for weights and bias, the bias corrected for what the weights' rounding shifts."""
+        weights, axis = constant(node.inputs[1]), _channel_axis(node)
+        assert weights is not None and node.inputs[0] is not None
+        source = _source(node.inputs[0])
+        if node.op_type == "Gemm":
+            weights = weights * np.float32(node.attributes.get_float("alpha", 1.0))
+            node.attributes.pop("alpha", None)
+        x_scale = float(np.asarray(constant(self._scales[source][0])))
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and node.op_type == "Gemm":
+            bias = np.broadcast_to(bias.reshape(-1), (_channels(node),)) * np.float32(node.attributes.get_float("beta", 1.0))
+        node.attributes.pop("beta", None)
+        others = tuple(a for a in range(weights.ndim) if a != axis)
+        largest = np.abs(weights).max(axis=others) if self.settings.per_channel else np.full(weights.shape[axis], np.abs(weights).max())
+        scale = symmetric(largest, self.weight)
+        if bias is not None:
+            # A bias is stored as int32 at scale s_x s_w: a channel of tiny weights must not make it overflow.
+            scale = np.maximum(scale, (np.abs(bias) / (x_scale * (2**31 - 256))).astype(np.float32))
+        shape = [-1 if a == axis else 1 for a in range(weights.ndim)]
+        codes = quantize(weights, scale.reshape(shape), 0, self.weight).astype(np.int8)
+        if self.settings.bias_correction and node.op_type != "MatMul":
+            shift = _shift(node, dequantize(codes, scale.reshape(shape), 0).astype(np.float64) - weights, self.seen["means"][source.name])
+            bias = (np.zeros(len(scale)) if bias is None else bias.astype(np.float64)) - shift
+            limit = x_scale * scale.astype(np.float64) * (2**31 - 256)
+            bias = np.clip(bias, -limit, limit)
+        base = node.inputs[1].name or "weight"  # type: ignore[union-attr]
+        node.replace_input_with(1, self._constant_dq(base, codes, scale, axis, np.dtype(np.int8)))
+        if bias is not None:
+            bias_scale = (np.float32(x_scale) * scale).astype(np.float32)
+            bias_codes = np.clip(np.rint(bias / bias_scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+            node.resize_inputs(3)
+            node.replace_input_with(2, self._constant_dq(f"{base}_bias", bias_codes, bias_scale, 0, np.dtype(np.int32)))
+
+    def _constant_dq(self, base: str, codes: Array, scale: Array, axis: int, dtype: np.dtype[Any]) -> ir.Value:
+        """codes → DQ: the weight as the graph reads it."""
+        inputs = [
+            add_weight(self.graph, f"{base}_codes", codes),
+            add_weight(self.graph, f"{base}_scale", scale),
+            add_weight(self.graph, f"{base}_zero_point", np.zeros(scale.shape, dtype)),
+        ]
+        dq = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=unique_name(self.graph, f"{base}_dq_node"))
+        dq.outputs[0].name = unique_name(self.graph, f"{base}_dq")
+        dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
+        self.graph.append(dq)
+        return dq.outputs[0]
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The tensor behind a Q → DQ pair."""
+    dq = value.producer()
+    assert dq is not None and dq.inputs[0] is not None
+    q = dq.inputs[0].producer()
+    assert q is not None and q.inputs[0] is not None
+    return q.inputs[0]
+
+
+def _shift(node: ir.Node, error: Array, means: list[float]) -> Array:
+    """The mean shift of each output channel that the weights' rounding error makes: Σ error · E[x] (zero padding is neglected)."""
+    mean = np.asarray(means)
+    if node.op_type == "Conv":
+        group = node.attributes.get_int("group", 1)
+        per_channel = error.reshape(*error.shape[:2], -1).sum(axis=2)  # (out, in/group)
+        of_group = np.repeat(mean.reshape(group, -1), error.shape[0] // group, axis=0)
+        shift: Array = (per_channel * of_group).sum(axis=1)
+        return shift
+    return error @ mean if _channel_axis(node) == 0 else mean @ error
