@@ -36,8 +36,8 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 
 
 def unique_name(graph: ir.Graph, wish: str) -> str:
-    """`wish`, or `wish_1`, `wish_2` … : a name that no value of the graph has."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers) | {o.name for n in graph for o in n.outputs}
+    """`wish`, or `wish_1`, `wish_2` … : a name that no value and no node of the graph has."""
+    taken = {v.name for v in graph.inputs} | set(graph.initializers) | {o.name for n in graph for o in n.outputs} | {n.name for n in graph}
     name, number = wish, 0
     while name in taken:
         number += 1
