@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hasten.errors import BadInput
+
+if TYPE_CHECKING:
+    from hasten.model import Model
 
 Array = NDArray[Any]
 
@@ -22,7 +28,7 @@ class Samples(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Some of the samples, with labels (N, ...) or None."""
+    """Some of the samples: those at `indices`, with their labels (len(indices), ...) in the same order, or None."""
 
     samples: Samples
     labels: Array | None
@@ -77,3 +83,139 @@ class BoundTask:
 def without_data() -> BoundTask:
     """A task for a model that came without data: nothing to calibrate on, nothing to judge accuracy by."""
     return BoundTask(None, None, None, Metric("none", higher_is_better=True), "", (), "none")
+
+
+CALIBRATE, VALIDATE = 512, 10_000
+"""Samples that calibrate and validate, at most."""
+
+CALIBRATE_SHARE, VALIDATE_SHARE = 0.2, 0.4
+"""Shares of a small data set: the first for calibration; the second, of what is then left, for validation."""
+
+FEWEST = 6
+"""Samples that a data set needs, so that each split has two."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What a model is for, as the user says it.
+
+    data: a path (.npz, .npy, .csv, a folder of idx files, a folder or zip of pictures, `file.py:function`), arrays, (x, y), a dict,
+    an iterable of batches, a DataLoader. test, calibration: the same, where these splits are data of their own.
+    metric: a name of `metrics.METRICS`, a function (outputs, labels), or `file.py:name`; `higher_is_better` is for functions.
+    output: the output that is judged, the first by default. preprocess: a name, numbers or a function, for pictures.
+    label: the label column of a CSV or .npz. labels: labels that lie apart. seed: of the splits.
+    """
+
+    data: Any
+    test: Any = None
+    calibration: Any = None
+    metric: Any = "accuracy"
+    higher_is_better: bool = True
+    output: str | None = None
+    preprocess: Any = None
+    label: str | None = None
+    labels: Any = None
+    seed: int = 0
+
+    def bind(self, model: Model) -> BoundTask:
+        """Read the data, fit it to the model's inputs and split it. Raises BadInput with what came and what was expected."""
+        from hasten import metrics
+        from hasten.data.fit import fit
+        from hasten.data.read import read
+
+        source = read(self.data, self.label, self.labels)
+        output = self._output(model)
+        apply = fit(source, model, self.preprocess)
+        test = read(self.test, self.label) if self.test is not None else None
+        own_test = (test.samples, test.labels) if test is not None else source.test
+        indices, test_count, split_note = _split(len(source.samples), None if own_test is None else len(own_test[0]), self.seed)
+        fitted = apply(source.samples)
+        calibrate = _with_own_labels(Split(fitted, source.labels, indices["calibrate"]))
+        if self.calibration is not None:
+            other = read(self.calibration, self.label)
+            calibrate = Split(apply(other.samples), other.labels, np.arange(len(other.samples)))
+        judge = Split(fitted, source.labels, indices["test"])
+        if own_test is not None:
+            judge = Split(apply(own_test[0]), own_test[1], np.arange(test_count))
+        metric = metrics.resolve(self.metric, self.higher_is_better)
+        if source.labels is None or judge.labels is None:
+            metric = metrics.AGREEMENT
+        else:
+            for labels, count in ((source.labels, len(source.samples)), (judge.labels, len(judge.samples))):
+                _check_labels(labels, count, model, output, metric)
+        notes = (*apply.notes, split_note, *(() if judge.labels is not None else ("no labels: agreement with the original is the metric",)))
+        digest = _digest(source.samples.digest(), source.labels, own_test, metric.name, output, self)
+        return BoundTask(
+            calibrate,
+            _with_own_labels(Split(fitted, source.labels, indices["validate"])),
+            _with_own_labels(judge),
+            metric,
+            output,
+            notes,
+            digest,
+        )
+
+    def _output(self, model: Model) -> str:
+        names = [p.name for p in model.outputs]
+        if self.output is not None and self.output not in names:
+            raise BadInput(f"the model has no output {self.output!r}; it has {', '.join(names)}")
+        return self.output or names[0]
+
+
+def _split(count: int, test_count: int | None, seed: int) -> tuple[dict[str, NDArray[np.intp]], int, str]:
+    """Seeded disjoint indices of calibrate, validate and (without a split of its own) test, and the sentence that says so."""
+    if count < FEWEST or (test_count is not None and test_count < 2):
+        raise BadInput(
+            f"the data has {count} samples{'' if test_count is None else f' and {test_count} for test'}; at least {FEWEST} are needed "
+            "(2 to calibrate, 2 to validate, 2 to test), and some hundreds to prove anything"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    calibrate = max(2, min(CALIBRATE, round(count * CALIBRATE_SHARE)))
+    left = count - calibrate
+    validate = min(VALIDATE, left) if test_count is not None else max(2, min(VALIDATE, round(left * VALIDATE_SHARE)))
+    parts = {
+        "calibrate": np.sort(order[:calibrate]),
+        "validate": np.sort(order[calibrate : calibrate + validate]),
+        "test": np.sort(order[calibrate + validate :]) if test_count is None else np.arange(0),
+    }
+    judged = len(parts["test"]) if test_count is None else test_count
+    own = "" if test_count is None else " (the data's own test split)"
+    rest = count - calibrate - validate if test_count is not None else 0
+    unused = f", {rest} not used" if rest else ""
+    return parts, judged, f"split (seed {seed}): {calibrate} calibrate, {validate} validate, {judged} test{own}{unused}"
+
+
+def _check_labels(labels: Array, count: int, model: Model, output: str, metric: Metric) -> None:
+    """Raises BadInput where labels do not fit samples or classes."""
+    from hasten import metrics
+
+    if len(labels) != count:
+        raise BadInput(f"there are {count} samples and {len(labels)} labels; expected one label for each sample")
+    if metric.name not in metrics.CLASSES:
+        return
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
+        raise BadInput(f"{metric.name} wants class numbers as labels, the labels are {labels.dtype} with fractions; use --metric mse")
+    shape = next(p.shape for p in model.outputs if p.name == output)
+    classes = shape[-1] if len(shape) >= 2 and isinstance(shape[-1], int) else None
+    if classes == 1:
+        classes = 2
+    if classes is not None and labels.ndim == 1 and (labels.min() < 0 or labels.max() >= classes):
+        hint = "; they seem to count from 1: subtract 1" if labels.min() == 1 and labels.max() == classes else ""
+        raise BadInput(f"labels run from {labels.min()} to {labels.max()}, output {output!r} has {classes} classes (0 to {classes - 1}){hint}")
+
+
+def _with_own_labels(split: Split) -> Split:
+    """The split with its labels alone, in its own order."""
+    return split if split.labels is None else dataclasses.replace(split, labels=np.asarray(split.labels)[split.indices])
+
+
+def _digest(samples: str, labels: Array | None, test: Any, metric: str, output: str, task: Task) -> str:
+    """Identifies what is judged on: content, labels, splits, metric, preprocessing. No name, no path."""
+    preprocess = "a function" if callable(task.preprocess) else str(task.preprocess)
+    h = hashlib.sha256(f"{samples}|{metric}|{output}|{task.seed}|{preprocess}".encode())
+    for part in (labels, None if test is None else test[1]):
+        if part is not None:
+            h.update(np.ascontiguousarray(part).tobytes())
+    if test is not None:
+        h.update(test[0].digest().encode())
+    return h.hexdigest()
