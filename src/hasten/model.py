@@ -90,6 +90,19 @@ class Model:
                 h.update(tensor.tobytes())
         return h.hexdigest()
 
+    @functools.cached_property
+    def structure(self) -> str:
+        """SHA-256 over the graph with the types and shapes of its weights, their values and the history left out.
+
+        Models of one structure do the same work, so they take the same time.
+        """
+        skeleton = self.ir.clone()
+        weights = sorted((v.name or "", str(v.dtype), str(v.shape)) for v in skeleton.graph.initializers.values())
+        skeleton.graph.initializers.clear()
+        proto = ir.to_proto(skeleton)
+        del proto.metadata_props[:]
+        return hashlib.sha256(proto.SerializeToString(deterministic=True) + repr(weights).encode()).hexdigest()
+
     def edit(self) -> ir.Model:
         """A clone to work on; its tensors and types are shared with this model and must be replaced, not changed."""
         return self.ir.clone()

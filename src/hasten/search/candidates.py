@@ -13,7 +13,7 @@ from hasten.quantize import VARIANTS
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 
-SMALL_MODEL = 1e-3
+SMALL_MODEL = 1e-4
 """Below this baseline latency (seconds) one thread is tried too: sharing the work then costs more than it brings."""
 
 GRAPH = (("cleanup", {}), ("fold_constants", {}), ("fold_activations", {}), ("fold_batchnorm", {}))
@@ -40,14 +40,19 @@ class Recipe:
 
 
 ORIGINAL = Recipe("original", ())
+GRAPH_ONLY = "graph"
 
 RECIPES = (
     ORIGINAL,
-    Recipe("graph", GRAPH),
+    Recipe(GRAPH_ONLY, GRAPH),
     Recipe("float16", (*GRAPH, ("to_float16", {}))),
     Recipe("int8 dynamic", (*GRAPH, ("quantize_dynamic", {}))),
     *(Recipe(f"int8 {name}", (*GRAPH, ("quantize_static", settings))) for name, settings in VARIANTS),
 )
+
+
+HINTLESS = ("original", "float16")
+"""Recipes that a precision hint adds nothing to: `graph` with the hint computes the same."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +79,8 @@ def candidates(budget: Budget, target: Target, baseline_seconds: float, judged: 
     for recipe in RECIPES:
         for runtime in budget.runtimes:
             for precision in runtimes.get(runtime).hints:
+                if precision != "float32" and recipe.name in HINTLESS:
+                    continue
                 for count in threads:
                     candidate = Candidate(recipe, runtime, dataclasses.replace(target, precision=precision, threads=count))
                     is_baseline = recipe is ORIGINAL and runtime == "onnxruntime" and count == target.threads

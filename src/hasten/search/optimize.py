@@ -22,7 +22,7 @@ from hasten.measure.statistics import Interval, Verdict, noise_floor, ratio_inte
 from hasten.model import Model
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
-from hasten.search.candidates import Candidate, candidates
+from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
 from hasten.task import BoundTask, Task
@@ -33,6 +33,9 @@ MORE_PAIRS = 12
 
 WORTH_JUDGING = 0.95
 """Candidates slower than this share of the baseline's speed in the first timing are not judged for accuracy: they can't win."""
+
+NEAR = 0.75
+"""A model's own framework that reaches this share of onnxruntime's speed takes part in the finals; a slower one can't be the baseline."""
 
 JUDGING_SHARE = 0.4
 """Share of the time limit that accuracy on `validate` may take."""
@@ -115,7 +118,7 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int]) -> Result:
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
     baseline = _baseline(run)
     tried = _screen(run, baseline)
-    _judge_accuracy(run, tried, baseline, folder, shapes)
+    _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
     chosen, reason = _choose(run, tried)
     return write_result(run, folder, tried, chosen, reason, shapes)
@@ -126,7 +129,7 @@ def _baseline(run: Run) -> Timing:
     built = run.build(run.baseline.recipe)
     if "failed" in built:
         raise BadInput(f"the original model can't be used: {built['failed']}")
-    timed = run.screen(run.baseline.name, run.subject(run.baseline))
+    timed = run.time_baseline()
     if isinstance(timed, Failure):
         raise HastenError(f"the original model does not run in onnxruntime: {timed.reason}")
     run.say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
@@ -144,7 +147,7 @@ def _baseline(run: Run) -> Timing:
         )
     else:
         run.say("no data: only techniques that keep the results are tried, and accuracy is not judged")
-    _own_framework(run, timed)
+    _own_framework(run)
     return timed
 
 
@@ -165,7 +168,7 @@ def _sane(run: Run, judged: Judged) -> None:
         )
 
 
-def _own_framework(run: Run, baseline: Timing) -> None:
+def _own_framework(run: Run) -> None:
     """Time the model in the framework it came from: the faster of the two is the baseline that must be beaten."""
     if run.origin is None:
         return
@@ -174,23 +177,26 @@ def _own_framework(run: Run, baseline: Timing) -> None:
         names.append("torch-compiled")
     for name in names:
         subject = Subject(name, run.origin.path, run.target)
-        timed = run.screen(name, subject)
+        timed, ratio = run.screen(name, subject)
         if isinstance(timed, Failure):
             run.say(f"baseline: {name}: {timed.reason}")
             continue
-        run.say(f"baseline: {name}: {seconds(timed.seconds)}")
-        if timed.seconds < 1.3 * baseline.seconds:
+        run.say(f"baseline: {name}: {seconds(timed.seconds)} ({ratio:.2f} × onnxruntime's speed)")
+        if ratio > NEAR:
             run.subjects[name] = subject
 
 
 def _screen(run: Run, baseline: Timing) -> list[Outcome]:
     """Build and time every candidate once; the cheapest checks come first."""
-    tried: list[Outcome] = [Outcome(run.baseline, "", timing=baseline, size=run.build(run.baseline.recipe)["bytes"])]
+    tried: list[Outcome] = [Outcome(run.baseline, "", timing=baseline, screened=1.0, size=run.build(run.baseline.recipe)["bytes"])]
+    told: set[str] = set()
     for candidate in candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None):
         outcome = _screen_one(run, candidate)
         tried.append(outcome)
-        what = outcome.reason or (f"{seconds(outcome.timing.seconds)} (× {baseline.seconds / outcome.timing.seconds:.2f})" if outcome.timing else "")
-        run.say(f"  {candidate.name:42} {what}")
+        times = f"{seconds(outcome.timing.seconds)} (× {outcome.screened:.2f}) " if outcome.timing else ""
+        if times or outcome.reason not in told:
+            run.say(f"  {candidate.name:42} {times}{outcome.reason}")
+        told.add(outcome.reason)
     return tried
 
 
@@ -200,18 +206,40 @@ def _screen_one(run: Run, candidate: Candidate) -> Outcome:
     built = run.build(candidate.recipe)
     if "failed" in built:
         return Outcome(candidate, built["failed"])
-    if candidate.recipe.steps and not any(built["changed"].values()) and candidate.recipe.name != "graph":
-        return Outcome(candidate, "the technique changed nothing in this model", size=built["bytes"])
     size = built["bytes"]
+    if (twin := _twin(run, candidate)) is not None:
+        return Outcome(candidate, twin, size=size)
     if run.budget.max_size is not None and size > run.budget.max_size:
         return Outcome(candidate, f"its file has {size} bytes, {run.budget.max_size} are allowed", size=size)
     refusals = runtimes.get(candidate.runtime).unsupported(Model.load(run.path(candidate.recipe)), candidate.target)
     if refusals:
         return Outcome(candidate, "; ".join(f"{s.node}: {s.why}" if s.node else s.why for s in refusals[:3]), size=size)
-    timed = run.screen(candidate.name, run.subject(candidate))
+    timed, ratio = run.screen(candidate.name, run.subject(candidate))
     if isinstance(timed, Failure):
         return Outcome(candidate, timed.reason, size=size)
-    return Outcome(candidate, _over(run, timed), timing=timed, size=size)
+    return Outcome(candidate, _over(run, timed), timing=timed, screened=ratio, size=size)
+
+
+def _twin(run: Run, candidate: Candidate) -> str | None:
+    """Why a candidate need not be timed because of another recipe: the same graph, or one of the same work that keeps more accuracy.
+
+    Models of one structure differ only in their weights' values (scales chosen by other methods, say), so they take the same time: the one
+    that keeps more of the metric on `validate` (in onnxruntime; the first where they are equal) stands for all of them.
+    """
+    mine = run.build(candidate.recipe)
+    if candidate.recipe.steps and not mine["changed"] and candidate.recipe.name != GRAPH_ONLY:
+        return "the technique changed nothing in this model"
+    twins = [r for r in RECIPES if "structure" in (built := run.build(r)) and built["structure"] == mine["structure"]]
+    if run.task is None or len(twins) < 2:
+        return None
+    drops = {}
+    for recipe in twins:
+        judged = run.judged(Candidate(recipe, run.baseline.runtime, run.target), "validate")
+        drops[recipe.name] = math.inf if isinstance(judged, Failure) else drop_of(run, judged)
+    best = min(drops, key=lambda name: drops[name])
+    if best == candidate.recipe.name:
+        return None
+    return f"takes the time of {best!r} and keeps less: a drop of {drops[candidate.recipe.name]:.4f} on validate against {drops[best]:.4f}"
 
 
 def _over(run: Run, timing: Timing) -> str:
@@ -225,7 +253,7 @@ def _over(run: Run, timing: Timing) -> str:
     return ""
 
 
-def _judge_accuracy(run: Run, tried: list[Outcome], baseline: Timing, folder: Folder, shapes: dict[str, int]) -> None:
+def _judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict[str, int]) -> None:
     """Accuracy on `validate`, the best objective first, until the finals are full and the time for it is spent."""
     started_left, found = run.left, 0
     limit = JUDGING_SECONDS if math.isinf(started_left) else JUDGING_SHARE * started_left
@@ -235,9 +263,8 @@ def _judge_accuracy(run: Run, tried: list[Outcome], baseline: Timing, folder: Fo
         if outcome.candidate is run.baseline:
             outcome.accuracy = _judged_or_none(run, outcome)
             continue
-        slow = baseline.seconds / outcome.timing.seconds < WORTH_JUDGING
-        if slow:
-            outcome.reason = f"slower than the baseline: {seconds(outcome.timing.seconds)} against {seconds(baseline.seconds)}"
+        if outcome.screened < WORTH_JUDGING:
+            outcome.reason = f"slower than the baseline: × {outcome.screened:.2f}"
             continue
         if found >= FINALISTS and time.monotonic() - start > limit:
             outcome.reason = f"not judged: {found} faster candidates keep the budget"
@@ -345,17 +372,22 @@ def _not_faster(run: Run, outcome: Outcome) -> str:
 
 
 def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
-    """Best objective first; those within the noise floor of the best count as equal and go by accuracy, size, name."""
+    """Best objective first; those that can't be told from the best count as equal and go by accuracy, size, name."""
     rest, ordered = sorted(finalists, key=lambda o: _objective(run, o)), []
     while rest:
         best = _objective(run, rest[0])
         floor = 0.0 if run.budget.objective == "size" else rest[0].floor
-        equal = [o for o in rest if _objective(run, o) <= best * (1 + floor)]
+        # Within the noise floor, or where the better one's estimate lies within the other's own interval: not to be told apart.
+        equal = [o for o in rest if _objective(run, o) <= best * (1 + floor) or _indistinct(run, o, 1 / best)]
         sign = -1 if run.task is None or run.task.metric.higher_is_better else 1
         equal.sort(key=lambda o: (sign * (o.accuracy.value if o.accuracy else 0.0), o.size, o.candidate.name))
         ordered += equal
         rest = [o for o in rest if o not in equal]
     return ordered
+
+
+def _indistinct(run: Run, outcome: Outcome, best_ratio: float) -> bool:
+    return run.budget.objective != "size" and outcome.ratio is not None and outcome.ratio.high >= best_ratio
 
 
 def _objective(run: Run, outcome: Outcome) -> float:
@@ -364,12 +396,11 @@ def _objective(run: Run, outcome: Outcome) -> float:
         return float(outcome.size)
     if outcome.ratio is not None:
         return 1 / outcome.ratio.estimate
-    assert outcome.timing is not None
-    return outcome.timing.seconds
+    return 1 / outcome.screened
 
 
 def _why_nothing(tried: list[Outcome]) -> str:
-    reasons = [f"{o.candidate.name}: {o.reason}" for o in sorted(tried[1:], key=lambda o: o.timing.seconds if o.timing else math.inf)]
+    reasons = [f"{o.candidate.name}: {o.reason}" for o in sorted(tried[1:], key=lambda o: -o.screened)]
     return "nothing better than the original within the budget; the closest: " + ("; ".join(reasons[:2]) or "no candidate was left to try")
 
 

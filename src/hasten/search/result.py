@@ -24,11 +24,15 @@ from hasten.search.run import Judged, Run
 
 @dataclasses.dataclass(eq=False)
 class Outcome:
-    """A candidate on its way through the search; `reason` says why it lost, empty while it has not."""
+    """A candidate on its way through the search; `reason` says why it lost, empty while it has not.
+
+    `screened`: how many times faster than the baseline in the first timing, 0 where there was none.
+    """
 
     candidate: Candidate
     reason: str
     timing: Timing | None = None
+    screened: float = 0.0
     size: int = 0
     accuracy: Judged | None = None
     ratio: Interval | None = None

@@ -108,8 +108,9 @@ class Run:
             made.save(self.path(recipe))
             self.path(recipe).with_suffix(".plan.json").write_text(done.to_json())
             spent = time.perf_counter() - start
-            changed = {step.name: step.changed for step in made.history}
-            return {"digest": made.digest, "bytes": self.path(recipe).stat().st_size, "seconds": spent, "changed": changed}
+            last = made.history[-1].changed if recipe.steps else 0
+            size = self.path(recipe).stat().st_size
+            return {"digest": made.digest, "structure": made.structure, "bytes": size, "seconds": spent, "changed": last}
 
         return self.remember("built", recipe.name, "the recipe's techniques, checked against the oracle where they only round", compute)
 
@@ -123,14 +124,29 @@ class Run:
 
     # --- speed
 
-    def screen(self, name: str, subject: Subject) -> Timing | Failure:
-        """A first timing, in one process: good enough to say who is worth more."""
-        method = "one fresh process: median of 5 rounds of about 40 ms; percentiles of single calls"
+    def screen(self, name: str, subject: Subject) -> tuple[Timing | Failure, float]:
+        """A first timing, in one process right after one of the baseline: (timing, how many times faster than that baseline).
+
+        The machine's own speed drifts by tens of percent in minutes, so a timing says something only beside another one of the same moment.
+        """
+        method = "one fresh process after one of the baseline: median of 5 rounds of about 40 ms; percentiles of single calls"
 
         def compute() -> dict[str, Any]:
-            return dataclasses.asdict(judge.time_once(subject, self.feeds, self.budget.percentile))
+            pair = judge.duel_round({"baseline": self.subject(self.baseline), name: subject}, self.feeds, 0, self.budget.percentile)
+            before, timed = pair["baseline"], pair[name]
+            ratio = before.seconds / timed.seconds if isinstance(before, Timing) and isinstance(timed, Timing) else 0.0
+            return {"timing": dataclasses.asdict(timed), "ratio": ratio}
 
-        return _timing(self.remember("screened", name, method, compute))
+        values = self.remember("screened", name, method, compute)
+        return _timing(values["timing"]), values["ratio"]
+
+    def time_baseline(self) -> Timing | Failure:
+        """The baseline alone, in one fresh process."""
+
+        def compute() -> dict[str, Any]:
+            return dataclasses.asdict(judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile))
+
+        return _timing(self.remember("screened", self.baseline.name, "one fresh process", compute))
 
     def duel(self, subjects: dict[str, Subject], turn: int) -> dict[str, Timing | Failure]:
         """One round of fresh processes, every subject once."""

@@ -1,0 +1,148 @@
+"""facts: numbers of a model without running it. MACs, bytes, shapes per operator, and what a roofline says of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from hasten.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One node. `macs`: multiply-accumulates, None where a shape is unknown; bytes of weights read, and of activations read and written;
+    `bits`: width of its weights."""
+
+    name: str
+    op: str
+    shape: tuple[int | str | None, ...] | None
+    macs: int | None
+    weight_bytes: int
+    activation_bytes: int | None
+    bits: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """A model at given sizes of its dynamic axes. Totals leave out rows whose shapes are unknown; `unknown` counts them."""
+
+    rows: tuple[Row, ...]
+    operators: dict[str, int]
+    parameters: int
+    weight_bytes: int
+    macs: int
+    activation_bytes: int
+    unknown: int
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: MACs per byte that moves."""
+        return self.macs / max(1, self.weight_bytes + self.activation_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"intensity": self.intensity}
+
+
+def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> Facts:
+    """Facts with the first axis of every input at `batch`, other dynamic axes at `sizes[name]` (unknown where not given)."""
+    edited = model.edit()
+    for value in edited.graph.inputs:
+        if value.shape is not None:
+            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
+            value.shape = ir.Shape(fixed)
+    for node in edited.graph:
+        for output in node.outputs:
+            output.shape = None
+    for output in edited.graph.outputs:
+        output.shape = None
+    edited = ShapeInferencePass(strict_mode=False, data_prop=True)(edited).model
+    rows = tuple(_row(node) for node in edited.graph if node.op_type != "Constant")
+    constants = [node.outputs[0] for node in edited.graph if node.op_type == "Constant"]
+    weights = [t for v in [*edited.graph.initializers.values(), *constants] if (t := _weight(v)) is not None]
+    return Facts(
+        rows,
+        dict(collections.Counter(r.op for r in rows).most_common()),
+        sum(t.size for t in weights if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8),
+        sum(t.nbytes for t in weights),
+        sum(r.macs or 0 for r in rows),
+        sum(r.activation_bytes or 0 for r in rows),
+        sum(r.macs is None for r in rows),
+    )
+
+
+def roofline(macs: int, moved: int, peak_macs: float, peak_bytes: float) -> str:
+    """What bounds the work on a machine of `peak_macs` MACs and `peak_bytes` bytes a second: `compute` or `memory`."""
+    return "compute" if macs / peak_macs >= moved / peak_bytes else "memory"
+
+
+def _row(node: ir.Node) -> Row:
+    weights = [v for v in node.inputs if v is not None and _weight(v) is not None]
+    weight_bytes = sum(_weight(v).nbytes for v in weights)  # type: ignore[union-attr]
+    moved = [_bytes(v) for v in [*(v for v in node.inputs if v is not None and _weight(v) is None), *node.outputs] if v.name]
+    output = node.outputs[0]
+    shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
+    big = max((_weight(v) for v in weights), key=lambda t: t.size, default=None)  # type: ignore[union-attr]
+    return Row(
+        node.name or "",
+        node.op_type,
+        shape,
+        _macs(node),
+        weight_bytes,
+        None if None in moved else sum(m or 0 for m in moved),
+        big.dtype.bitwidth if big is not None and node.op_type in MATRIX else None,
+    )
+
+
+MATRIX = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "LSTM", "GRU", "RNN")
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def _weight(value: ir.Value) -> ir.TensorProtocol | None:
+    """The stored tensor behind a value: an initializer, or one behind a DequantizeLinear."""
+    if value.const_value is not None and value.is_initializer():
+        return value.const_value
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant":
+        return ir.convenience.get_const_tensor(value)
+    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+        return producer.inputs[0].const_value if producer.inputs[0].is_initializer() else None
+    return None
+
+
+def _macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates by the operator's definition; 0 for what multiplies nothing by weights or by another matrix."""
+    if node.op_type not in MATRIX:
+        return 0
+    output = _shape(node.outputs[0])
+    weight = _shape(node.inputs[3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1])
+    source = _shape(node.inputs[0])
+    if output is None or weight is None or source is None:
+        return None
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
+        return math.prod(output) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(source) * math.prod(weight[1:])
+    if node.op_type in GATES:
+        # X (T, B, in), W (D, gates · H, in), R (D, gates · H, H).
+        steps, batch, width = source
+        hidden = weight[1] // GATES[node.op_type]
+        return steps * batch * weight[0] * weight[1] * (width + hidden)
+    inner = source[-1] if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) else source[0]
+    return math.prod(output) * inner
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
+        return None
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def _bytes(value: ir.Value) -> int | None:
+    shape = _shape(value)
+    return None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8

@@ -1,0 +1,1 @@
+"""Reports: history and records, made readable."""
