@@ -354,7 +354,9 @@ def compare(
     after: Annotated[str, typer.Argument(help="The model, or folder, that is judged.")],
     data: Annotated[str, typer.Option("--data", help="Data to judge by.")],
     max_drop: Annotated[float | None, typer.Option("--max-drop", help="Gate: the drop of the metric that is allowed.")] = None,
-    max_slowdown: Annotated[float | None, typer.Option("--max-slowdown", help="Gate: how many times slower is allowed, such as 1.05.")] = None,
+    max_slowdown: Annotated[
+        float | None, typer.Option("--max-slowdown", help="Gate: how many times slower is allowed, such as 1.05.")
+    ] = None,
     skip_speed: Annotated[bool, typer.Option("--skip-speed", help="Judge accuracy alone.")] = False,
     runtime: RuntimeOpt = "onnxruntime",
     rounds: RoundsOpt = 6,
@@ -396,7 +398,9 @@ def compare(
     if broken := [name for name, gate in gates.items() if gate == comparing.BROKEN]:
         raise ClaimFailed(f"the gate for {' and '.join(broken)} is broken: {after} is worse than the limit allows")
     if undecided := [name for name, gate in gates.items() if gate == comparing.UNDECIDED]:
-        raise Inconclusive(f"the gate for {' and '.join(undecided)} can't be decided: the interval lies across the limit; use more data or rounds")
+        raise Inconclusive(
+            f"the gate for {' and '.join(undecided)} can't be decided: the interval lies across the limit; use more data or rounds"
+        )
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -448,7 +452,9 @@ def _technique_command(row: plan.Row) -> Callable[..., None]:
         from hasten import doors
 
         source, out = given.pop("model"), given.pop("out")
-        options = DataOptions(given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None))
+        options = DataOptions(
+            given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
+        )
         shapes, example = _shapes(given.pop("shape")), given.pop("example_input")
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
@@ -511,7 +517,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit()
 
 
-def _enter(source: str, place: Path, runtime: str, threads: int | None, batch: int | None, shape: list[str] | None, example: str | None) -> Any:
+def _enter(
+    source: str, place: Path, runtime: str, threads: int | None, batch: int | None, shape: list[str] | None, example: str | None
+) -> Any:
     from hasten import doors
     from hasten.measure.contestant import enter
     from hasten.measure.machine import cores

@@ -82,12 +82,12 @@ def roofline(macs: int, moved: int, peak_macs: float, peak_bytes: float) -> str:
 
 
 def _row(node: ir.Node) -> Row:
-    weights = [v for v in node.inputs if v is not None and _weight(v) is not None]
-    weight_bytes = sum(_weight(v).nbytes for v in weights)  # type: ignore[union-attr]
+    weights = [t for v in node.inputs if v is not None and (t := _weight(v)) is not None]
+    weight_bytes = sum(t.nbytes for t in weights)
     moved = [_bytes(v) for v in [*(v for v in node.inputs if v is not None and _weight(v) is None), *node.outputs] if v.name]
     output = node.outputs[0]
     shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
-    big = max((_weight(v) for v in weights), key=lambda t: t.size, default=None)  # type: ignore[union-attr]
+    big = max(weights, key=lambda t: t.size, default=None)
     return Row(
         node.name or "",
         node.op_type,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import onnx_ir as ir
 
 from hasten.errors import BadInput
@@ -103,11 +104,11 @@ class Model:
         del proto.metadata_props[:]
         return hashlib.sha256(proto.SerializeToString(deterministic=True) + repr(weights).encode()).hexdigest()
 
-    def edit(self) -> ir.Model:
+    def edit(self) -> onnx_ir.Model:
         """A clone to work on; its tensors and types are shared with this model and must be replaced, not changed."""
         return self.ir.clone()
 
-    def then(self, edited: ir.Model, step: Step) -> Model:
+    def then(self, edited: onnx_ir.Model, step: Step) -> Model:
         """The model that `step` made of this one."""
         return Model(edited, (*self.history, step))
 
@@ -144,8 +145,7 @@ def read_history(model: ir.Model) -> tuple[Step, ...]:
         return ()
     try:
         return tuple(
-            Step(s["name"], s["settings"], s["changed"], tuple(Skip(k["node"], k["why"]) for k in s["skipped"]))
-            for s in json.loads(text)
+            Step(s["name"], s["settings"], s["changed"], tuple(Skip(k["node"], k["why"]) for k in s["skipped"])) for s in json.loads(text)
         )
     except (ValueError, KeyError, TypeError) as e:
         raise BadInput(f"the model's metadata {HISTORY_KEY!r} is not a hasten history ({e}); remove it or use the original file") from e

@@ -29,12 +29,14 @@ def load_object(reference: str) -> Any:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as e:
         raise BadInput(f"{reference}: the file raised {type(e).__name__}: {e}") from e
     finally:
         sys.path.pop(0)
     if not hasattr(module, name):
-        raise BadInput(f"{reference}: the file has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_')) or 'nothing'}")
+        raise BadInput(
+            f"{reference}: the file has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_')) or 'nothing'}"
+        )
     return getattr(module, name)
 
 
@@ -42,5 +44,5 @@ def call(reference: str, function: Any, *arguments: Any) -> Any:
     """Call the user's function. Raises BadInput where it raises."""
     try:
         return function(*arguments)
-    except Exception as e:  # noqa: BLE001 - the user's code may raise anything
+    except Exception as e:
         raise BadInput(f"{reference} raised {type(e).__name__}: {e}") from e

@@ -1,8 +1,8 @@
 """Runs the model beside this file as `hasten optimize` chose: its runtime, threads and settings. Needs numpy and that runtime, not hasten.
 
-    python run.py                        describe the model
-    python run.py input.npy output.npy   run it on an array (or on an .npz with one array for each input)
-    python run.py --measure              time it here: p50, p95, p99 of single calls on random input
+python run.py                        describe the model
+python run.py input.npy output.npy   run it on an array (or on an .npz with one array for each input)
+python run.py --measure              time it here: p50, p95, p99 of single calls on random input
 """
 
 import json
@@ -32,9 +32,7 @@ def load(folder=HERE):
         model.reshape(shapes)
         precision = {"float32": "f32", "bfloat16": "bf16"}[target["precision"]]
         settings = {"INFERENCE_NUM_THREADS": target["threads"], "INFERENCE_PRECISION_HINT": precision}
-        request = core.compile_model(
-            model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-        ).create_infer_request()
+        request = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}).create_infer_request()
         return lambda feeds: dict(zip(names, request.infer(feeds, share_inputs=True).to_tuple()))
     import onnxruntime as ort
 

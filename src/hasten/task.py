@@ -201,7 +201,9 @@ def _check_labels(labels: Array, count: int, model: Model, output: str, metric: 
         classes = 2
     if classes is not None and labels.ndim == 1 and (labels.min() < 0 or labels.max() >= classes):
         hint = "; they seem to count from 1: subtract 1" if labels.min() == 1 and labels.max() == classes else ""
-        raise BadInput(f"labels run from {labels.min()} to {labels.max()}, output {output!r} has {classes} classes (0 to {classes - 1}){hint}")
+        raise BadInput(
+            f"labels run from {labels.min()} to {labels.max()}, output {output!r} has {classes} classes (0 to {classes - 1}){hint}"
+        )
 
 
 def _with_own_labels(split: Split) -> Split:

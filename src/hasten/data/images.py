@@ -75,7 +75,9 @@ class Images:
                     raise BadInput(f"picture number {self.names.index(name)} has {picture.width} × {picture.height} points: too many")
                 rgb = picture.convert("RGB")
         except (UnidentifiedImageError, OSError) as e:
-            raise BadInput(f"picture number {self.names.index(name)} can't be decoded ({type(e).__name__}); remove it or save it again") from e
+            raise BadInput(
+                f"picture number {self.names.index(name)} can't be decoded ({type(e).__name__}); remove it or save it again"
+            ) from e
         if self.size is not None and (rgb.height, rgb.width) != self.size:
             height, width = self.size
             scale = max(height / rgb.height, width / rgb.width)
@@ -109,7 +111,9 @@ def read_images(path: Path, label: str | None, labels: Any) -> Source:
         numbers = {folder: i for i, folder in enumerate(folders)}
         ordered = tuple(sorted(names))
         marks = np.array([numbers[PurePosixPath(n).parent.as_posix()] for n in ordered])
-        return Source(Images(path, ordered), marks, images=True, notes=(f"labels: {len(folders)} subfolders, numbered by their sorted names",))
+        return Source(
+            Images(path, ordered), marks, images=True, notes=(f"labels: {len(folders)} subfolders, numbered by their sorted names",)
+        )
     return Source(Images(path, tuple(sorted(names))), None if labels is None else np.asarray(labels), images=True)
 
 

@@ -69,7 +69,9 @@ def resolve(preprocess: Any) -> tuple[str, Callable[[Array], Array]]:
         return "the given function", pyfile.load_object(text)
     if "=" in text:
         return "as given", _from_fields(dict(part.split("=", 1) for part in text.split(";") if "=" in part))
-    raise BadInput(f"there is no preprocessing {text!r}; use one of {', '.join(PREPROCESSING)}, or numbers: 'mean=0.5;std=0.5;scale=0.00392;color=RGB'")
+    raise BadInput(
+        f"there is no preprocessing {text!r}; use one of {', '.join(PREPROCESSING)}, or numbers: 'mean=0.5;std=0.5;scale=0.00392;color=RGB'"
+    )
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Preprocess:

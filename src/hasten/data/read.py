@@ -182,7 +182,9 @@ def _read_table(path: Path, label: str | None, labels: Any) -> Source:
         try:
             values[column] = np.array(texts, np.float64).astype(np.float32)
         except ValueError as e:
-            raise BadInput(f"{path}: column {column!r} is not numeric ({e}); encode it as numbers, or name it as the label with --label") from e
+            raise BadInput(
+                f"{path}: column {column!r} is not numeric ({e}); encode it as numbers, or name it as the label with --label"
+            ) from e
     if not values:
         raise BadInput(f"{path} has no column but the label; expected at least one of features")
     given = _labels_beside(labels)
@@ -213,13 +215,17 @@ def _read_object(source: Any, labels: Any) -> Source:
         columns = {k: _array(v) for k, v in x.items()} if isinstance(x, Mapping) else {"x": _array(x)}
         marks = None if y is None else _array(y)
         if marks is not None and any(len(c) != len(marks) for c in columns.values()):
-            raise BadInput(f"there are {len(next(iter(columns.values())))} samples and {len(marks)} labels; expected one label for each sample")
+            raise BadInput(
+                f"there are {len(next(iter(columns.values())))} samples and {len(marks)} labels; expected one label for each sample"
+            )
         return Source(Arrays(columns), marks, images=len(columns) == 1 and _pictures(next(iter(columns.values()))))
     if callable(source) and not isinstance(source, Iterable):
         return _read_object(pyfile.call("the data function", source), labels)
     if isinstance(source, Iterable):
         return _read_batches(source, labels)
-    raise BadInput(f"data of type {type(source).__name__} is not understood; give arrays, (x, y), a dict, an iterable of batches, or a path")
+    raise BadInput(
+        f"data of type {type(source).__name__} is not understood; give arrays, (x, y), a dict, an iterable of batches, or a path"
+    )
 
 
 def _read_batches(source: Iterable[Any], labels: Any) -> Source:

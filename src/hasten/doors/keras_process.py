@@ -56,7 +56,9 @@ def convert(path: Path, target: Path) -> dict[str, Any]:
     except Exception as e:  # noqa: BLE001 - Keras raises many types for a bad file
         text = " ".join(str(e).split())
         if "Lambda" in text or "lambda" in text:
-            return {"unsupported": "a Lambda layer holds Python code, which a file may not bring; write it as a layer of its own, or export to ONNX"}
+            return {
+                "unsupported": "a Lambda layer holds Python code, which a file may not bring; write it as a layer of its own, or export to ONNX"
+            }
         return {"bad_input": f"the Keras file can't be read: {text[:300]}"}
     if refusal := _refusal(model):
         return {"unsupported": refusal}

@@ -107,7 +107,9 @@ def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
             where = f"node {node.name or node.output[0] if node.output else node.op_type!r} ({node.domain or 'ai.onnx'}::{node.op_type})"
             if (node.domain, node.op_type) not in functions:
                 if node.domain not in KNOWN_DOMAINS:
-                    raise Unsupported(f"{where}: the operator's domain is unknown and the file has no function for it; export it in ONNX's own")
+                    raise Unsupported(
+                        f"{where}: the operator's domain is unknown and the file has no function for it; export it in ONNX's own"
+                    )
                 if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, domain="", max_inclusive_version=max(version, OPSET)):
                     raise Unsupported(f"{where}: ONNX has no such operator at opset {version}; export the model again")
             for attribute in node.attribute:
@@ -148,7 +150,7 @@ def _check_external_data(proto: onnx.ModelProto, base: Path | None) -> None:
 def _refuse_training_mode(model: ir.Model) -> None:
     for node in all_nodes(model.graph):
         where = f"node {node.name or node.outputs[0].name!r} ({node.op_type})"
-        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0):
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) != 0:
             raise Unsupported(f"{where} is in training mode: export the model in eval mode")
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
             mode = ir.convenience.get_const_tensor(node.inputs[2])
@@ -183,7 +185,7 @@ def _lifted(model: ir.Model, version: int) -> ir.Model:
     before = ir.to_proto(model)
     try:
         after = onnx.version_converter.convert_version(before, OPSET)
-    except Exception as e:  # noqa: BLE001 - the converter raises RuntimeError and its own kinds
+    except Exception as e:
         raise Unsupported(f"the model has opset {version} and can't be lifted to {OPSET}: {' '.join(str(e).split())[:300]}") from e
     lifted = ir.from_proto(after)
     lifted.metadata_props.update(model.metadata_props)

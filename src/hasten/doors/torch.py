@@ -40,7 +40,7 @@ def load_torch(source: Any, example_inputs: Any, shapes: Mapping[str, int] | Non
     if isinstance(source, Path):
         try:
             source = torch.export.load(source)
-        except Exception as e:  # noqa: BLE001 - torch raises many types for a bad file
+        except Exception as e:
             raise BadInput(f"{source} can't be read as a torch ExportedProgram: {_one_line(e)}") from e
     if isinstance(source, torch.export.ExportedProgram):
         program = source
@@ -59,9 +59,10 @@ def load_torch(source: Any, example_inputs: Any, shapes: Mapping[str, int] | Non
     path = workdir / "origin.pt2"
     torch.export.save(program, path)
     (workdir / "origin.names").write_text("\n".join([*feeds_names, "", *names]))
-    notes.append(f"torch {torch.__version__}: exported, compared with the module at batch {', '.join(map(str, BATCHES if dynamic else BATCHES[:1]))}")
+    notes.append(
+        f"torch {torch.__version__}: exported, compared with the module at batch {', '.join(map(str, BATCHES if dynamic else BATCHES[:1]))}"
+    )
     return Loaded(model, Origin("torch", path), tuple(notes))
-
 
 
 def _examples(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -95,7 +96,7 @@ def export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], notes: li
         try:
             with _quiet(), torch.no_grad():
                 return torch.export.export(module, a, k, dynamic_shapes=_by_argument(module, shapes), strict=False)
-        except Exception as e:  # noqa: BLE001 - torch raises many types, and the reason is what counts
+        except Exception as e:
             if shapes is None:
                 raise Unsupported(f"torch can't export the module: {_one_line(e)}") from e
             notes.append(f"the batch is fixed at {len(args[0]) if args else '?'}: with a dynamic one the export fails ({_one_line(e)})")
@@ -123,7 +124,7 @@ def to_onnx(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     try:
         with _quiet(), torch.no_grad():
             exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
-    except Exception as e:  # noqa: BLE001 - as above
+    except Exception as e:
         raise Unsupported(f"torch can't export the module to ONNX: {_one_line(e)}") from e
     assert exported is not None
     model = exported.model
@@ -166,8 +167,8 @@ def _drop_junk(model: ir.Model) -> None:
     """Inline torch's helper functions; our own domain stays."""
     from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-    for step in (InlinePass(), RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass()):
-        step(model)
+    for step in (InlinePass, RemoveUnusedNodesPass, RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass):
+        step()(model)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def _check(program: Any, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> None:

@@ -58,9 +58,7 @@ def time_once(subject: Subject, feeds: Arrays, percentile: float = 50.0) -> Timi
         return Failure(str(e))
 
 
-def duel_round(
-    subjects: Mapping[str, Subject], feeds: Arrays, turn: int, percentile: float = 50.0
-) -> dict[str, Timing | Failure]:
+def duel_round(subjects: Mapping[str, Subject], feeds: Arrays, turn: int, percentile: float = 50.0) -> dict[str, Timing | Failure]:
     """Every subject once, each in a fresh process, one after the other; `turn` rotates the order and every second turn reverses it."""
     names = list(subjects)
     shift = (turn // 2) % len(names)

@@ -46,7 +46,7 @@ class Worker:
         self.subject = subject
         self._call_limit = call_limit
         self._killed_because = ""
-        self._messages = tempfile.TemporaryFile()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hasten.measure.worker"],
             stdin=subprocess.PIPE,

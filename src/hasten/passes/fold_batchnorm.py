@@ -49,7 +49,9 @@ def _refusal(norm: ir.Node, before: ir.Node | None) -> str:
         return f"the {before.op_type} output has other readers"
     if any(constant(v) is None for v in norm.inputs[1:5]):
         return "its scale, bias, mean or variance is computed, not constant"
-    if constant(before.inputs[1]) is None or (len(before.inputs) > 2 and before.inputs[2] is not None and constant(before.inputs[2]) is None):
+    if constant(before.inputs[1]) is None or (
+        len(before.inputs) > 2 and before.inputs[2] is not None and constant(before.inputs[2]) is None
+    ):
         return f"the weights of the {before.op_type} before it are computed, not constant"
     if before.op_type == "MatMul" and (before.inputs[1].shape is None or len(before.inputs[1].shape) != 2):  # type: ignore[union-attr]
         return "the MatMul before it has weights that are not a matrix"
@@ -93,6 +95,6 @@ def _scaled(node: ir.Node, weight: Array, a: Array) -> Array:
         group = node.attributes.get_int("group", 1)
         per_group = a.reshape(group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
         return (weight.reshape(group, -1, *weight.shape[1:]) * per_group).reshape(weight.shape)
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
         return weight * a[:, None]
     return weight * a

@@ -103,7 +103,13 @@ def _refusal(node: ir.Node, settings: ToFloat16) -> str:
     if node.op_type in KEPT:
         return KEPT[node.op_type]
     for value in node.inputs:
-        if value is not None and _is_float(value) and (array := constant(value)) is not None and array.size and np.abs(array).max() > LARGEST:
+        if (
+            value is not None
+            and _is_float(value)
+            and (array := constant(value)) is not None
+            and array.size
+            and np.abs(array).max() > LARGEST
+        ):
             return f"its constant {value.name} holds values beyond {LARGEST:g}"
     return ""
 
@@ -129,7 +135,12 @@ def _widen_output(graph: ir.Graph, node: ir.Node, value: ir.Value, inside: set[i
     """A graph output keeps name and type: the node writes a 16-bit value of another name, and a Cast writes the output."""
     narrow = ir.Value(name=unique_name(graph, f"{value.name}_f16"), shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16))
     narrow_node = ir.Node(
-        node.domain, node.op_type, node.inputs, list(node.attributes.values()), name=node.name, outputs=[narrow if o is value else _copy(o) for o in node.outputs]
+        node.domain,
+        node.op_type,
+        node.inputs,
+        list(node.attributes.values()),
+        name=node.name,
+        outputs=[narrow if o is value else _copy(o) for o in node.outputs],
     )
     graph.insert_before(node, narrow_node)
     for old, new in zip(node.outputs, narrow_node.outputs, strict=True):

@@ -76,7 +76,7 @@ class Observer:
         best, chosen = np.inf, (self.low, self.high)
         shares = CLIPS if self.low < 0 < self.high else None
         for high_share in CLIPS:
-            for low_share in (shares[shares >= high_share][:1] if shares is not None else CLIPS[-1:]):
+            for low_share in shares[shares >= high_share][:1] if shares is not None else CLIPS[-1:]:
                 low, high = self.low * low_share, self.high * high_share
                 scale, zero = affine(low, high, to)
                 codes = np.clip(np.rint(centres / scale) + float(zero), to.lo, to.hi)

@@ -91,7 +91,11 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str
     edited = model.edit()
     placement = place(edited, settings)
     activation, _ = formats(settings)
-    axes = {n.inputs[0]: 1 if n.op_type == "Conv" else -1 for n in placement.nodes if n.op_type in WEIGHTED and constant(n.inputs[1]) is not None}
+    axes = {
+        n.inputs[0]: 1 if n.op_type == "Conv" else -1
+        for n in placement.nodes
+        if n.op_type in WEIGHTED and constant(n.inputs[1]) is not None
+    }
     observers = {v.name or "": Observer(axes.get(v)) for v in placement.tensors}
     run = _float_session(edited, list(observers))
     fixed = next((p.shape[0] for p in model.inputs if p.shape and isinstance(p.shape[0], int)), None)
@@ -171,11 +175,16 @@ def _refusal(node: ir.Node, settings: QuantizeStatic) -> str:
         return "its input is constant"
     if node.op_type == "MatMul" and weights.ndim != 2:
         return f"its weights have {weights.ndim} axes; only matrices are quantized"
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
         return "its first input is transposed"
     if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
         return "its bias is computed, not constant"
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and (bias := constant(node.inputs[2])) is not None and bias.size not in (1, _channels(node)):
+    if (
+        node.op_type == "Gemm"
+        and len(node.inputs) > 2
+        and (bias := constant(node.inputs[2])) is not None
+        and bias.size not in (1, _channels(node))
+    ):
         return "its bias is a matrix, not one number a channel"
     return ""
 
@@ -245,7 +254,7 @@ def _channel_axis(node: ir.Node) -> int:
     """The axis of the weights that runs over output channels."""
     if node.op_type == "Conv":
         return 0
-    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 1
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0 else 1
 
 
 def _float_session(edited: ir.Model, names: list[str]) -> Any:
@@ -320,7 +329,12 @@ class _Editor:
                     scale, zero = affine(low, high, to)
             else:
                 scale, zero = affine(low, high, to)
-            if producer is not None and _is_bounded(producer) and len(producer.inputs) > 2 and (top := scalar(producer.inputs[2])) is not None:
+            if (
+                producer is not None
+                and _is_bounded(producer)
+                and len(producer.inputs) > 2
+                and (top := scalar(producer.inputs[2])) is not None
+            ):
                 # onnxruntime drops a Clip whose bounds the codes keep: the largest code must not stand a rounding above the bound.
                 while float(dequantize(np.asarray(to.hi), scale, zero)) > top:
                     scale = np.nextafter(scale, np.float32(0))

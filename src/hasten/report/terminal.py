@@ -106,7 +106,9 @@ def accuracy_line(best: Choice, result: Result) -> str:
 
 def _row(choice: Choice, result: Result) -> tuple[str, ...]:
     ratio = choice.ratio
-    speed = f"× {ratio['estimate']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ("× 1" if choice.state == "baseline" else "–")
+    speed = (
+        f"× {ratio['estimate']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ("× 1" if choice.state == "baseline" else "–")
+    )
     value = choice.test or choice.accuracy
     accuracy = f"{value['value']:.4f}{' (test)' if choice.test else ''}" if value else "–"
     return choice.name, seconds(choice.seconds), speed, accuracy, size(choice.size), choice.reason or f"[{choice.state}]".strip("[]")
@@ -152,7 +154,9 @@ def show_benchmark(found: Benchmark) -> None:
         )
     console = _console()
     console.print(table)
-    console.print(f"noise floor (A/A, {found.rounds} rounds of fresh processes): {found.noise_floor:.1%}; above × 1 is faster than the first")
+    console.print(
+        f"noise floor (A/A, {found.rounds} rounds of fresh processes): {found.noise_floor:.1%}; above × 1 is faster than the first"
+    )
 
 
 def show_comparison(found: Comparison, before: str, after: str) -> None:

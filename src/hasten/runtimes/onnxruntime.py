@@ -44,7 +44,7 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3
         try:
             self._session: Any = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # noqa: BLE001 - onnxruntime raises a dozen types of its own, none with a public base
+        except Exception as e:
             raise Unsupported(f"onnxruntime can't load the model: {one_line(e)}") from e
         self._names = [o.name for o in self._session.get_outputs()]
 

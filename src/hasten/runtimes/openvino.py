@@ -62,7 +62,7 @@ class OpenVinoSession:
                     "NUM_STREAMS": 1,
                 },
             )
-        except Exception as e:  # noqa: BLE001 - openvino raises RuntimeError and its own types
+        except Exception as e:
             raise Unsupported(f"openvino can't load the model: {one_line(e)}") from e
         self._request: Any = compiled.create_infer_request()
 

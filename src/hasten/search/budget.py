@@ -64,7 +64,7 @@ class Budget:
         return self.batch or (THROUGHPUT_BATCH if self.objective == "throughput" else 1)
 
 
-UNITS = {
+UNITS: dict[str, dict[str, float]] = {
     "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
     "size": {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
 }

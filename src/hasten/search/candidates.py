@@ -16,9 +16,9 @@ from hasten.search.budget import Budget
 SMALL_MODEL = 1e-4
 """Below this baseline latency (seconds) one thread is tried too: sharing the work then costs more than it brings."""
 
-GRAPH = (("cleanup", {}), ("fold_constants", {}), ("fold_activations", {}), ("fold_batchnorm", {}))
-
 Steps = tuple[tuple[str, dict[str, Any]], ...]
+
+GRAPH: Steps = (("cleanup", {}), ("fold_constants", {}), ("fold_activations", {}), ("fold_batchnorm", {}))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
-from hasten.task import BoundTask, Task
+from hasten.task import Task
 
 FINALISTS = 3
 MORE_PAIRS = 12
@@ -172,7 +172,7 @@ def _own_framework(run: Run) -> None:
     """Time the model in the framework it came from: the faster of the two is the baseline that must be beaten."""
     if run.origin is None:
         return
-    names = [run.origin.framework]
+    names: list[str] = [run.origin.framework]
     if run.origin.framework == "torch" and run.left > 300 and run.budget.time_limit is not None:
         names.append("torch-compiled")
     for name in names:

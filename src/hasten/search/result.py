@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import BadInput
-from hasten.folder import FINISHED, MANIFEST, MODEL, ORIGINAL, OURS, PLAN, RECORDS, RUN, UNFINISHED, WORK, Folder, file_digest, write_atomically
+from hasten.folder import (
+    FINISHED,
+    MANIFEST,
+    MODEL,
+    ORIGINAL,
+    OURS,
+    PLAN,
+    RECORDS,
+    RUN,
+    UNFINISHED,
+    WORK,
+    Folder,
+    file_digest,
+    write_atomically,
+)
 from hasten.measure.judge import Timing
 from hasten.measure.machine import machine, versions
 from hasten.measure.statistics import Interval, Verdict
@@ -144,7 +158,11 @@ def write_result(run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Out
     _write_model(run, folder, chosen, shapes)
     copy_model(run.path(run.baseline.recipe), folder.file(ORIGINAL))
     _write_manifest(
-        run, folder, chosen, FINISHED, {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes}
+        run,
+        folder,
+        chosen,
+        FINISHED,
+        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes},
     )
     shutil.rmtree(folder.file(WORK))
     return Result.load(folder.path)
@@ -165,9 +183,7 @@ def pareto(run: Run, tried: Sequence[Outcome]) -> list[Outcome]:
 
     measured = [o for o in tried if o.timing is not None and (run.task is None or o.accuracy is not None)]
     return [
-        o
-        for o in measured
-        if not any(all(a <= b for a, b in zip(cost(p), cost(o), strict=True)) and cost(p) != cost(o) for p in measured)
+        o for o in measured if not any(all(a <= b for a, b in zip(cost(p), cost(o), strict=True)) and cost(p) != cost(o) for p in measured)
     ]
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten import check, plan
-from hasten.errors import HastenError
 from hasten.doors import Origin
+from hasten.errors import HastenError
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.machine import machine, versions
