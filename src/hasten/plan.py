@@ -86,6 +86,7 @@ TECHNIQUES = (
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),
+    Row("equalize", "quantize", Phase.QUANTIZE, Effect.LOSSY, "Even out channel ranges before depthwise convolutions.", observes=True),
     Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
 )
 

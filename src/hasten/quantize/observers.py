@@ -21,14 +21,34 @@ CLIPS = np.concatenate([np.linspace(0.2, 0.9, 29), np.linspace(0.905, 1.0, 20)])
 """Shares of the whole range that the mse method tries."""
 
 
-class Observer:
-    """Minimum, maximum, per-channel means and a histogram over [−R, R), R a power of two that doubles when a value lies outside."""
+class Means:
+    """The mean of each channel along an axis."""
 
-    def __init__(self, channel_axis: int | None = None) -> None:
-        self.low, self.high = np.inf, -np.inf
-        self._axis = channel_axis
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
         self._sums: Array | None = None
         self._count = 0
+
+    def see(self, x: Array) -> None:
+        """One batch."""
+        axis = self._axis % x.ndim
+        sums = x.sum(axis=tuple(a for a in range(x.ndim) if a != axis), dtype=np.float64)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._count += x.size // x.shape[axis]
+
+    def means(self) -> list[float]:
+        """(channels,) means of all that was seen."""
+        assert self._sums is not None
+        return [float(v) for v in self._sums / self._count]
+
+
+class Observer:
+    """Minimum and maximum (of all, and their means over samples) and a histogram over [−R, R), R a power of two that doubles as values ask for it."""
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self._samples = 0
+        self._mean_low, self._mean_high = 0.0, 0.0
         self._range = 0.0
         self._bins = np.zeros(BINS, np.int64)
 
@@ -38,24 +58,22 @@ class Observer:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError("a value is NaN or infinite")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        if self._axis is not None:
-            axis = self._axis % x.ndim
-            sums = x.sum(axis=tuple(a for a in range(x.ndim) if a != axis), dtype=np.float64)
-            self._sums = sums if self._sums is None else self._sums + sums
-            self._count += x.size // x.shape[axis]
+        each = x.reshape(len(x), -1) if x.ndim > 1 else x.reshape(1, -1)
+        self._samples += len(each)
+        self._mean_low += float(each.min(axis=1).sum())
+        self._mean_high += float(each.max(axis=1).sum())
         self._widen(max(-low, high))
         flat = x.reshape(-1)
         flat = flat[:: -(-flat.size // SAMPLED)]
         index = ((flat / self._range + 1) * (BINS // 2)).astype(np.int64)
         self._bins += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
 
-    def means(self) -> list[float]:
-        """The mean of each channel."""
-        assert self._sums is not None
-        return [float(v) for v in self._sums / self._count]
-
     def minmax(self) -> tuple[float, float]:
         return self.low, self.high
+
+    def mean(self) -> tuple[float, float]:
+        """The mean over samples of each one's minimum and maximum: milder than the extremes of all, and independent of their number."""
+        return self._mean_low / self._samples, self._mean_high / self._samples
 
     def percentile(self, q: float) -> tuple[float, float]:
         """The range that leaves a share of (100 − q) % of the values outside, half on either side where the values have both signs."""

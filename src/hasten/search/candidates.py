@@ -47,7 +47,7 @@ RECIPES = (
     Recipe(GRAPH_ONLY, GRAPH),
     Recipe("float16", (*GRAPH, ("to_float16", {}))),
     Recipe("int8 dynamic", (*GRAPH, ("quantize_dynamic", {}))),
-    *(Recipe(f"int8 {name}", (*GRAPH, ("quantize_static", settings))) for name, settings in VARIANTS),
+    *(Recipe(f"int8 {name}", (*GRAPH, ("equalize", {}), ("quantize_static", settings))) for name, settings in VARIANTS),
 )
 
 

@@ -1,0 +1,43 @@
+"""Calibration: the values of named tensors of the float model, batch by batch over the calibration split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from hasten.graph import Array
+from hasten.model import Model
+from hasten.task import BoundTask
+
+BATCH = 4
+"""Samples that are run at a time: memory is that of one such batch, whatever the number of samples."""
+
+
+def tensors(edited: ir.Model, names: Sequence[str], samples: int, task: BoundTask) -> Iterator[tuple[str, Array, int]]:
+    """(name, value, samples so far) of every named tensor, over at most `samples` of the split (rounded up to a batch).
+
+    In onnxruntime with its full optimisation. A batch smaller than the one that the model is fixed to is left out.
+    """
+    import onnxruntime as ort
+
+    assert task.calibrate is not None
+    exposed = edited.clone()
+    inputs = {v.name for v in exposed.graph.inputs}
+    by_name = {o.name: o for n in exposed.graph for o in n.outputs}
+    listed = {v.name for v in exposed.graph.outputs}
+    wanted = [n for n in names if n not in inputs]
+    exposed.graph.outputs.extend(by_name[n] for n in wanted if n not in listed)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(Model(exposed).to_bytes(), options, providers=["CPUExecutionProvider"])
+    fixed = next((v.shape[0] for v in edited.graph.inputs if v.shape is not None and len(v.shape) and isinstance(v.shape[0], int)), None)
+    count = 0
+    for feeds in task.calibrate.batches(fixed or BATCH):
+        here = len(next(iter(feeds.values())))
+        if count >= samples or (fixed and here < fixed):
+            return
+        count += here
+        yield from ((n, feeds[n], count) for n in names if n in inputs)
+        for name, value in zip(wanted, session.run(wanted, feeds) if wanted else (), strict=True):
+            yield name, value, count
