@@ -6,6 +6,10 @@ average by (Ŵ − W) E[x̂], which the bias takes back (Nagel et al., arXiv 190
 seen in calibration. The shift that clipping x makes is left alone: it comes from a few outliers, and taking it back on every sample more
 than doubled the error of MobileNetV2 (0.064 → 0.166 of the logits).
 
+Smoothing: a transformer's activations have a few channels of large values, which waste the codes of all others. For any S > 0,
+x W = (x S⁻¹)(S W), with s_c = max|x_c|^α / max|W_c|^(1−α), moves part of the range into the weights (SmoothQuant, Xiao et al.,
+arXiv 2211.10438). Here it costs no operator: Q divides each channel by its own scale s·s_c, and DQ multiplies all by s.
+
 Where Q and DQ stand: around every input of a quantized operator, and behind every Conv (after the Relu or Clip that follows it), because
 onnxruntime runs a Conv in integers only where it also writes integers. A Gemm or MatMul may write floats. Operators that only move values
 (Reshape, Transpose, MaxPool …) pass the scale on.
@@ -47,7 +51,8 @@ class QuantizeStatic:
     """`method`: how a range is chosen from what calibration sees: mean (of the samples' own extremes), mse, minmax or percentile (which
     keeps that share, in percent); auto takes the one of the first three with the least error of the outputs on calibration samples.
     `activations`: auto takes uint8, with 7-bit weights on x86 CPUs without VNNI, whose 16-bit sums saturate.
-    `attention`: also the products of two activations. `exclude`: names of nodes that stay float. `samples`: at most so many calibrate."""
+    `attention`: also the products of two activations. `smooth`: SmoothQuant's α for the inputs of MatMul, 0 for none.
+    `exclude`: names of nodes that stay float. `samples`: at most so many calibrate."""
 
     method: str = "auto"
     percentile: float = 99.99
@@ -55,6 +60,7 @@ class QuantizeStatic:
     per_channel: bool = True
     bias_correction: bool = True
     attention: bool = False
+    smooth: float = 0.6
     samples: int = 256
     exclude: tuple[str, ...] = ()
 
@@ -65,6 +71,8 @@ class QuantizeStatic:
             raise BadInput(f"quantize_static: activations {self.activations!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
         if not 50 < self.percentile <= 100:
             raise BadInput(f"quantize_static: percentile is {self.percentile}, expected a number above 50 and up to 100")
+        if not 0 <= self.smooth < 1:
+            raise BadInput(f"quantize_static: smooth is {self.smooth}, expected α from 0 (none) to below 1")
         if self.samples < 1:
             raise BadInput(f"quantize_static: samples is {self.samples}, expected at least 1")
 
@@ -106,12 +114,13 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str
         if n.op_type in WEIGHTED and constant(n.inputs[1]) is not None
     }
     channels = {v.name or "": axis for v, axis in axes.items()}
+    shares = _smoothing(edited, placement, settings, task) if settings.smooth else {}
     observers = {v.name or "": Observer() for v in placement.tensors}
     head = {v.name for v in placement.tensors if not _reaches_weights(v)}
     samples = 0
     for name, value, here in tensors(edited, list(observers), settings.samples, task):
         try:
-            observers[name].see(value)
+            observers[name].see(value / np.asarray(shares[name], np.float32) if name in shares else value)
         except ValueError as e:
             raise Refused(f"quantize_static: tensor {name!r}: {e} on the calibration data; look at the data and the model") from e
         samples = here
@@ -122,21 +131,44 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str
         ranges = {
             name: list(o.minmax() if name in head else _range(o, method, settings.percentile, activation)) for name, o in observers.items()
         }
-        choices[method] = {"samples": samples, "method": method, "ranges": ranges}
+        choices[method] = {"samples": samples, "method": method, "ranges": ranges, "shares": shares}
         if settings.bias_correction:
-            choices[method]["means"] = _coded_means(edited, channels, ranges, activation, settings, task)
+            choices[method]["means"] = _coded_means(edited, channels, choices[method], activation, settings, task)
     errors = {method: _output_error(model, settings, task, seen) for method, seen in choices.items()} if len(choices) > 1 else {}
     return choices[min(errors, key=lambda m: errors[m])] if errors else next(iter(choices.values()))
 
 
+def _smoothing(edited: ir.Model, placement: Placement, settings: QuantizeStatic, task: BoundTask) -> dict[str, list[float]]:
+    """s_c for each channel of the tensors that only MatMuls with constant weights read in codes, their geometric mean 1."""
+    chosen = set(placement.nodes)
+    weights: dict[str, list[Array]] = {}
+    for value in placement.tensors:
+        readers = [n for n, _ in value.uses() if n in chosen]
+        matrices = [constant(n.inputs[1]) if n.op_type == "MatMul" and n.inputs[0] is value else None for n in readers]
+        producer = value.producer()
+        if readers and all(m is not None for m in matrices) and (producer is None or producer not in chosen):
+            weights[value.name or ""] = [np.abs(m).max(axis=1) for m in matrices if m is not None]
+    peaks: dict[str, Array] = {}
+    for name, x, _ in tensors(edited, list(weights), settings.samples, task) if weights else ():
+        largest = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
+        peaks[name] = np.maximum(peaks[name], largest) if name in peaks else largest
+    shares = {}
+    for name, peak in peaks.items():
+        raw = np.maximum(peak, 1e-5) ** settings.smooth / np.maximum(np.max(weights[name], axis=0), 1e-5) ** (1 - settings.smooth)
+        shares[name] = [float(s) for s in raw / np.exp(np.mean(np.log(raw)))]
+    return shares
+
+
 def _coded_means(
-    edited: ir.Model, channels: dict[str, int], ranges: dict[str, list[float]], to: Format, settings: QuantizeStatic, task: BoundTask
+    edited: ir.Model, channels: dict[str, int], seen: dict[str, Any], to: Format, settings: QuantizeStatic, task: BoundTask
 ) -> dict[str, list[float]]:
-    """The mean of each channel of the named tensors, once quantized to their ranges."""
+    """The mean of each channel of the named tensors, once smoothed and quantized to their ranges."""
     coded = {name: Means(axis) for name, axis in channels.items()}
     for name, value, _ in tensors(edited, list(coded), min(settings.samples, TRIAL_SAMPLES), task):
-        low, high = ranges[name]
+        low, high = seen["ranges"][name]
         scale, zero = affine(low, high, to)
+        if name in seen["shares"]:
+            value = value / np.asarray(seen["shares"][name], np.float32)
         coded[name].see(dequantize(quantize(value, scale, zero, to), scale, zero))
     return {name: means.means() for name, means in coded.items()}
 
@@ -168,6 +200,7 @@ def place(edited: ir.Model, settings: QuantizeStatic) -> Placement:
     nodes: list[ir.Node] = []
     tensors: dict[ir.Value, None] = {}
     signed: set[ir.Value] = set()
+    written: set[ir.Value] = set()
     for node in graph:
         if node.op_type in WEIGHTED:
             if why := _refusal(node, settings):
@@ -180,14 +213,17 @@ def place(edited: ir.Model, settings: QuantizeStatic) -> Placement:
                 signed.add(node.inputs[1])
             if node.op_type == "Conv":
                 tensors[_end(node)] = None
+                written.add(_end(node))
         elif node.op_type in MOVERS or node.op_type in COMBINERS:
             inputs = list(_activations(node))
-            if node.name in settings.exclude or not inputs or not _joins(node, inputs, tensors):
+            if node.name in settings.exclude or not inputs or not _joins(node, inputs, written):
                 continue
             nodes.append(node)
             for value in inputs:
                 tensors[value] = None
-            tensors[_end(node) if node.op_type in COMBINERS else node.outputs[0]] = None
+            end = _end(node) if node.op_type in COMBINERS else node.outputs[0]
+            tensors[end] = None
+            written.add(end)
         elif node.op_type in ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"):
             skipped.append(Skip(node.name or "", f"{node.op_type} has no integer kernel in the runtimes; it stays float"))
     floats = [v for v in tensors if v.dtype == ir.DataType.FLOAT]
@@ -231,8 +267,11 @@ def _activations(node: ir.Node) -> Iterator[ir.Value]:
             yield value
 
 
-def _joins(node: ir.Node, inputs: list[ir.Value], tensors: dict[ir.Value, None]) -> bool:
-    """Whether a mover or combiner is computed on codes: all its float inputs are activations, and one is quantized already."""
+def _joins(node: ir.Node, inputs: list[ir.Value], written: set[ir.Value]) -> bool:
+    """Whether a mover or combiner is computed on codes: all its inputs are activations, and a quantized operator wrote one as codes.
+
+    A residual stream that MatMuls read in codes and nobody writes in codes (a transformer's) stays float: it is what errors pile up in.
+    """
     if node.op_type in ("Add", "Mul") and len(inputs) != 2:
         return False
     if node.op_type == "ReduceMean" and node.outputs[0].shape is not None and len(inputs[0].shape or ()) != 4:
@@ -243,7 +282,7 @@ def _joins(node: ir.Node, inputs: list[ir.Value], tensors: dict[ir.Value, None])
         return False
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
         return False
-    return any(value in tensors for value in inputs) and (node.op_type not in MOVERS or _leads_on(node))
+    return any(value in written for value in inputs) and (node.op_type not in MOVERS or _leads_on(node))
 
 
 def _leads_on(node: ir.Node) -> bool:
@@ -369,6 +408,11 @@ class _Editor:
                 add_weight(self.graph, f"{value.name}_zero_point", np.asarray(zero, to.dtype).reshape(())),
             )
 
+    def _shares(self, value: ir.Value) -> Array | None:
+        """s_c of a smoothed tensor, None for others."""
+        shares = self.seen["shares"].get(value.name)
+        return None if shares is None else np.asarray(shares, np.float32)
+
     def _insert_pair(self, value: ir.Value, chosen: set[ir.Node]) -> None:
         """value → Q → DQ → its quantized readers; every reader where the value is a quantized operator's result."""
         scale, zero = self._scales[value]
@@ -377,7 +421,19 @@ class _Editor:
         if producer is not None and producer in chosen and producer.op_type in ("Gemm", "MatMul") and not everywhere:
             everywhere = False
         readers = [(n, i) for n, i in value.uses() if everywhere or n in chosen]
-        q = ir.node("QuantizeLinear", [value, scale, zero], name=unique_name(self.graph, f"{value.name}_q_node"))
+        to_codes, attributes = [scale, zero], {}
+        if (shares := self._shares(value)) is not None:
+            s, z = constant(scale), constant(zero)
+            assert s is not None
+            assert z is not None
+            to_codes = [
+                add_weight(
+                    self.graph, f"{value.name}_channel_scales", np.maximum(s * shares, np.finfo(np.float32).tiny).astype(np.float32)
+                ),
+                add_weight(self.graph, f"{value.name}_channel_zero_points", np.full(shares.shape, z)),
+            ]
+            attributes = {"axis": -1}
+        q = ir.node("QuantizeLinear", [value, *to_codes], attributes, name=unique_name(self.graph, f"{value.name}_q_node"))
         dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{q.name}_dq")
         assert zero.dtype is not None
         for node, suffix, dtype in ((q, "q", zero.dtype), (dq, "dq", ir.DataType.FLOAT)):
@@ -407,6 +463,8 @@ class _Editor:
         weights, axis = constant(node.inputs[1]), _channel_axis(node)
         assert weights is not None and node.inputs[0] is not None
         source = _source(node.inputs[0])
+        if (shares := self._shares(source)) is not None:
+            weights = weights * shares[:, None]
         if node.op_type == "Gemm":
             weights = weights * np.float32(node.attributes.get_float("alpha", 1.0))
             node.attributes.pop("alpha", None)

@@ -122,6 +122,10 @@ class IntegerSession:
     def _quantize(self, node: ir.Node, values: dict[str, Any]) -> Codes:
         value = values[node.inputs[0].name or ""]  # type: ignore[union-attr]
         scale, zero, to = _target(node)
+        if scale.ndim:
+            shape = [1] * _floats(value).ndim
+            shape[node.attributes.get_int("axis", 1)] = -1
+            return Codes(quantize(_floats(value), scale.reshape(shape), zero.reshape(shape), to), scale, zero)
         if isinstance(value, Codes) and value.scale == scale and value.zero == zero:
             return value
         return Codes(quantize(_floats(value), scale, zero, to), scale, zero)
@@ -142,7 +146,8 @@ class IntegerSession:
             import onnxruntime as ort
 
             proto = ir.to_proto(node)
-            inputs = [onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim) for k, v in arrays.items()]
+            types = {k: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in arrays.items()}
+            inputs = [onnx.helper.make_tensor_value_info(k, types[k], [None] * v.ndim) for k, v in arrays.items()]
             outputs = [onnx.ValueInfoProto(name=o.name) for o in node.outputs]
             graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
             imports = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
@@ -164,7 +169,7 @@ def _read_dq(node: ir.Node, values: dict[str, Any]) -> Any:
     assert source is not None
     value = values.get(source.name or "")
     if isinstance(value, Codes):
-        return value
+        return dataclasses.replace(value, scale=_required(node.inputs[1]), zero=_required(node.inputs[2]))
     codes = value if value is not None else constant(source)
     scale = constant(node.inputs[1])
     assert codes is not None
@@ -189,6 +194,13 @@ class Weight(np.ndarray[Any, Any]):
         return self
 
 
+def _required(value: ir.Value | None) -> Array:
+    """A constant that must be there: scales and zero points of Q and DQ."""
+    array = constant(value)
+    assert array is not None, "scales and zero points are constants with the zero point given"
+    return array
+
+
 def _quantizer(node: ir.Node) -> ir.Node | None:
     """The one QuantizeLinear that reads the node's result, perhaps behind a Relu or Clip that its range makes needless."""
     reader = sole_consumer(node.outputs[0])
@@ -199,9 +211,7 @@ def _quantizer(node: ir.Node) -> ir.Node | None:
 
 def _target(quantizer: ir.Node) -> tuple[Array, Array, Format]:
     """(scale, zero point, format) that a QuantizeLinear writes."""
-    scale, zero = constant(quantizer.inputs[1]), constant(quantizer.inputs[2])
-    assert scale is not None
-    assert zero is not None
+    scale, zero = _required(quantizer.inputs[1]), _required(quantizer.inputs[2])
     return scale, zero, next(f for f in FORMATS if f.name == zero.dtype.name)
 
 
@@ -222,7 +232,9 @@ def _bias(node: ir.Node, inputs: list[Any], channels: int) -> Array:
 def _conv(node: ir.Node, inputs: list[Any], output: Output) -> Codes:
     """QLinearConv: exact sums plus bias, times s_x s_w / s_y."""
     x, w = inputs[0], inputs[1]
-    sums = conv_sums(node, x.centred, w.codes.astype(np.float64)) + _bias(node, inputs, len(w.codes)).reshape(1, -1, *[1] * (x.codes.ndim - 2))
+    sums = conv_sums(node, x.centred, w.codes.astype(np.float64)) + _bias(node, inputs, len(w.codes)).reshape(
+        1, -1, *[1] * (x.codes.ndim - 2)
+    )
     multiplier = combined_scale(x.scale, w.scale, output[0]).reshape(1, -1, *[1] * (x.codes.ndim - 2))
     return _requantized(sums.astype(np.int32), multiplier, output)
 
@@ -247,7 +259,9 @@ def conv_sums(node: ir.Node, x: Array, w: Array) -> Array:
     # (N, group, C/group, positions, taps) → (N, group, positions, C/group · taps)
     columns = windows.reshape(n, group, c // group, math.prod(size), -1).transpose(0, 1, 3, 2, 4).reshape(n, group, math.prod(size), -1)
     rows = w.reshape(group, len(w) // group, -1)
-    sums = np.einsum("ngpk,gmk->ngmp", columns, rows, optimize=True) if group > 1 else (columns[:, 0] @ rows[0].T).transpose(0, 2, 1)[:, None]
+    sums = (
+        np.einsum("ngpk,gmk->ngmp", columns, rows, optimize=True) if group > 1 else (columns[:, 0] @ rows[0].T).transpose(0, 2, 1)[:, None]
+    )
     result: Array = sums.reshape(n, len(w), *size)
     return result
 
@@ -277,7 +291,9 @@ def _add(node: ir.Node, inputs: list[Any], output: Output) -> Codes:
     """QLinearAdd: (a s_a/s_y + (b s_b/s_y + (z_y − z_a s_a/s_y − z_b s_b/s_y))), fused multiply-adds in float32, half to even."""
     (a, b), (scale, zero, to) = inputs, output
     ra, rb = np.float32(a.scale) / np.float32(scale), np.float32(b.scale) / np.float32(scale)
-    fixed = np.float32(np.float32(int(zero)) - np.float32(np.float32(ra * np.float32(int(a.zero))) + np.float32(rb * np.float32(int(b.zero)))))
+    fixed = np.float32(
+        np.float32(int(zero)) - np.float32(np.float32(ra * np.float32(int(a.zero))) + np.float32(rb * np.float32(int(b.zero))))
+    )
     inner = (np.float64(fixed) + a.codes.astype(np.float64) * np.float64(ra)).astype(np.float32)
     total = (inner.astype(np.float64) + b.codes.astype(np.float64) * np.float64(rb)).astype(np.float32)
     return Codes(np.clip(np.rint(total), to.lo, to.hi).astype(to.dtype), scale, zero)
@@ -288,7 +304,7 @@ def _global_average_pool(node: ir.Node, inputs: list[Any], output: Output) -> Co
     x = inputs[0]
     positions = math.prod(x.codes.shape[2:])
     sums = x.centred.sum(axis=tuple(range(2, x.codes.ndim)), keepdims=True).astype(np.int32)
-    return _requantized(sums, np.float32(x.scale) / np.float32(np.float32(output[0]) * np.float32(positions)), output)
+    return _requantized(sums, np.asarray(np.float32(x.scale) / np.float32(np.float32(output[0]) * np.float32(positions))), output)
 
 
 PRODUCTS = ("Gemm", "MatMul")
