@@ -1,9 +1,18 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: real data where it is, the digits that travel with the package, and small models."""
 
 import os
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
+
+import hasten
+from hasten.doors.onnx import from_proto
+from hasten.model import Model
+
+MODELS = Path(hasten.__file__).parent / "models"
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +25,59 @@ def shared_data() -> Path:
             pytest.fail(f"no real data at {place}: CI must have it; set HASTEN_DATA")
         pytest.skip(f"no real data at {place}: set HASTEN_DATA to the folder that holds mnist/, cifar10/ and models/")
     return place
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """Real handwritten digits, 28 × 28 bytes, with a test split."""
+    return MODELS / "digits.npz"
+
+
+@pytest.fixture(scope="session")
+def digits_cnn() -> Path:
+    """The CNN trained on them, batch norm kept."""
+    return MODELS / "digits_cnn.onnx"
+
+
+@pytest.fixture(scope="session")
+def mlp() -> Model:
+    """A small MLP with random weights: x (N, 8) → y (N, 4)."""
+    return mlp_model()
+
+
+def mlp_model(seed: int = 0, inputs: int = 8, hidden: int = 128, outputs: int = 4) -> Model:
+    """x (N, inputs) → Gemm → Relu → Gemm → y (N, outputs)."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w1": rng.standard_normal((hidden, inputs)),
+        "b1": rng.standard_normal(hidden),
+        "w2": rng.standard_normal((outputs, hidden)) / 8,
+        "b2": rng.standard_normal(outputs),
+    }
+    return model_of(
+        f"""mlp (float[N, {inputs}] x) => (float[N, {outputs}] y) {{
+            h = Gemm <transB = 1> (x, w1, b1)
+            a = Relu (h)
+            y = Gemm <transB = 1> (a, w2, b2)
+        }}""",
+        weights,
+    )
+
+
+def proto_of(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 21) -> onnx.ModelProto:
+    """A ModelProto from ONNX text and weights (float64 becomes float32)."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    for name, array in (weights or {}).items():
+        array = np.asarray(array)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32) if array.dtype == np.float64 else array, name))
+    return proto
+
+
+def model_of(text: str, weights: dict[str, np.ndarray] | None = None) -> Model:
+    """A Model from ONNX text and weights."""
+    return from_proto(proto_of(text, weights))
+
+
+def operators(model: Model) -> list[str]:
+    """The main graph's operators, in order."""
+    return [n.op_type for n in model.ir.graph]

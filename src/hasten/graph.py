@@ -56,6 +56,14 @@ def add_weight(graph: ir.Graph, wish: str, array: Array) -> ir.Value:
     return value
 
 
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` is; as an output of the graph it takes the old one's name too."""
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if new.is_graph_output():
+        name, old.name = old.name, None
+        new.name = name
+
+
 def finish(model: Model, edited: ir.Model, settings: Any, name: str, changed: int, skipped: list[Skip]) -> Model:
     """The model after a technique: what nothing reads is removed, types and shapes are inferred again, the step is in the history."""
     RemoveUnusedNodesPass()(edited)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, sole_consumer
+from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place
 from hasten.model import Model, Skip, all_nodes
 from hasten.task import BoundTask
 
@@ -81,8 +81,7 @@ def _fold(graph: ir.Graph, norm: ir.Node, before: ir.Node) -> None:
         before.attributes.pop("beta", None)
     before.resize_inputs(3)
     before.replace_input_with(2, new_bias_value)
-    old, new = norm.outputs[0], before.outputs[0]
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True) if old.is_graph_output() else old.replace_all_uses_with(new)
+    take_place(norm.outputs[0], before.outputs[0])
     graph.remove(norm, safe=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.errors import BadInput
-from hasten.graph import add_weight, constant, finish, unique_name
+from hasten.graph import add_weight, constant, finish, take_place, unique_name
 from hasten.measure.machine import machine
 from hasten.model import Model, Skip
 from hasten.numerics import format_of, quantize, symmetric
@@ -107,8 +107,5 @@ def _replace(graph: ir.Graph, node: ir.Node, settings: QuantizeDynamic, quantize
         product = put("Add", [product.outputs[0], add_weight(graph, f"{base}_bias", shifted)])
     new = product.outputs[0]
     new.type, new.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if new.is_graph_output():
-        name, old.name = old.name, None
-        new.name = name
+    take_place(old, new)
     graph.remove(node, safe=True)

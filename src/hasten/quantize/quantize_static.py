@@ -124,7 +124,7 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str
         except ValueError as e:
             raise Refused(f"quantize_static: tensor {name!r}: {e} on the calibration data; look at the data and the model") from e
         samples = here
-    if not samples:
+    if observers and not samples:
         raise Refused("quantize_static: the calibration data has fewer samples than one batch of the model")
     choices: dict[str, dict[str, Any]] = {}
     for method in TRIED if settings.method == "auto" else (settings.method,):

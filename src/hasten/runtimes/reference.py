@@ -135,7 +135,7 @@ class IntegerSession:
         found = {v.name or "": values[v.name or ""] if v.name in values else constant(v) for v in node.inputs if v is not None}
         source = next((v for v in found.values() if isinstance(v, Codes)), None)
         moves = node.op_type in MOVERS and source is not None
-        arrays = {k: (v.codes if moves else v.floats) if isinstance(v, Codes) else v for k, v in found.items()}
+        arrays: dict[str, Any] = {k: (v.codes if moves else v.floats) if isinstance(v, Codes) else v for k, v in found.items()}
         session = self._session(node, arrays, moves)
         for output, result in zip(node.outputs, session.run(None, arrays), strict=True):
             values[output.name or ""] = dataclasses.replace(source, codes=result) if moves and source is not None else result
@@ -288,15 +288,22 @@ def _product(node: ir.Node, inputs: list[Any]) -> Array:
 
 
 def _add(node: ir.Node, inputs: list[Any], output: Output) -> Codes:
-    """QLinearAdd: (a s_a/s_y + (b s_b/s_y + (z_y − z_a s_a/s_y − z_b s_b/s_y))), fused multiply-adds in float32, half to even."""
+    """QLinearAdd: a r_a + (b r_b + (z_y − (z_a r_a + z_b r_b))) with r = s / s_y, every product and sum a fused multiply-add in float32.
+
+    The order was found by trying: this one alone gave no differing code over all 65,536 pairs of codes at 60 random scales.
+    """
     (a, b), (scale, zero, to) = inputs, output
     ra, rb = np.float32(a.scale) / np.float32(scale), np.float32(b.scale) / np.float32(scale)
-    fixed = np.float32(
-        np.float32(int(zero)) - np.float32(np.float32(ra * np.float32(int(a.zero))) + np.float32(rb * np.float32(int(b.zero))))
-    )
-    inner = (np.float64(fixed) + a.codes.astype(np.float64) * np.float64(ra)).astype(np.float32)
-    total = (inner.astype(np.float64) + b.codes.astype(np.float64) * np.float64(rb)).astype(np.float32)
+    offset = _fused(np.float32(int(a.zero)), ra, np.float32(rb * np.float32(int(b.zero))))
+    fixed = np.float32(np.float32(int(zero)) - offset)
+    total = _fused(a.codes, ra, _fused(b.codes, rb, fixed))
     return Codes(np.clip(np.rint(total), to.lo, to.hi).astype(to.dtype), scale, zero)
+
+
+def _fused(x: Array | np.float32, factor: np.float32, addend: Array | np.float32) -> Array:
+    """x · factor + addend rounded once to float32: the product of an 8-bit code and a float32 is exact in float64, the sum nearly so."""
+    exact = np.asarray(x, np.float64) * np.float64(factor) + np.asarray(addend, np.float64)
+    return np.asarray(exact.astype(np.float32))
 
 
 def _global_average_pool(node: ir.Node, inputs: list[Any], output: Output) -> Codes:

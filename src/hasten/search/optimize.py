@@ -239,7 +239,7 @@ def _twin(run: Run, candidate: Candidate) -> str | None:
     best = min(drops, key=lambda name: drops[name])
     if best == candidate.recipe.name:
         return None
-    return f"takes the time of {best!r} and keeps less: a drop of {drops[candidate.recipe.name]:.4f} on validate against {drops[best]:.4f}"
+    return f"does the work of {best!r}, which keeps at least as much of the metric on validate"
 
 
 def _over(run: Run, timing: Timing) -> str:
@@ -340,7 +340,7 @@ def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
         outcome.reason = _not_faster(run, outcome)
     for outcome in _ordered(run, [o for o in finalists if not o.reason]):
         if run.task is None:
-            return outcome, ""
+            return _won(tried, outcome), ""
         judged = run.judged(outcome.candidate, "test")
         if isinstance(judged, Failure):
             outcome.reason = judged.reason
@@ -352,8 +352,16 @@ def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
         elif run.budget.strict and outcome.verdict.state != "proven":
             outcome.reason = f"--strict: not proven; about {outcome.verdict.samples_needed} more samples would decide"
         else:
-            return outcome, ""
+            return _won(tried, outcome), ""
     return original, _why_nothing(tried)
+
+
+def _won(tried: list[Outcome], chosen: Outcome) -> Outcome:
+    """Say of the other finalists why they lost."""
+    for outcome in tried:
+        if outcome is not chosen and outcome.ratio is not None and not outcome.reason:
+            outcome.reason = f"{chosen.candidate.name} is better, or not slower and more accurate or smaller"
+    return chosen
 
 
 def _not_faster(run: Run, outcome: Outcome) -> str:
