@@ -42,7 +42,9 @@ def test_large_weights_go_beside_the_file(tmp_path, monkeypatch):
     model.save(tmp_path / "big.onnx")
     assert (tmp_path / "big.onnx.data").stat().st_size >= 4 * 8 * 128
     again = Model.load(tmp_path / "big.onnx")
-    np.testing.assert_array_equal(again.ir.graph.initializers["w1"].const_value.numpy(), model.ir.graph.initializers["w1"].const_value.numpy())
+    np.testing.assert_array_equal(
+        again.ir.graph.initializers["w1"].const_value.numpy(), model.ir.graph.initializers["w1"].const_value.numpy()
+    )
 
 
 def test_a_broken_history_is_refused():

@@ -151,6 +151,9 @@ def agreement(outputs: Array, labels: Array) -> Array:
     return cosine(outputs, labels)
 
 
+FIDELITY = ("cosine", "mse", "rmse", "mae")
+"""Metrics that can compare outputs with the original's outputs, where there are no labels and one of them was asked for."""
+
 AGREEMENT = Metric("agreement", True, per_sample=agreement)
 """The metric where there are no labels: the original is the teacher."""
 

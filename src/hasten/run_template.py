@@ -71,8 +71,12 @@ def main(arguments):
     elif len(arguments) == 2:
         data = np.load(arguments[0], allow_pickle=False)
         feeds = dict(data) if hasattr(data, "files") else {manifest["inputs"][0]["name"]: data}
-        outputs = load()(feeds)
-        np.save(arguments[1], outputs[manifest["outputs"][0]["name"]], allow_pickle=False)
+        run, batch, parts = load(), manifest["target"]["batch"], []
+        total = len(next(iter(feeds.values())))
+        for start in range(0, total, batch):
+            rows = np.minimum(np.arange(start, start + batch), total - 1)  # the last batch repeats its last sample
+            parts.append(run({k: v[rows] for k, v in feeds.items()})[manifest["outputs"][0]["name"]][: total - start])
+        np.save(arguments[1], np.concatenate(parts), allow_pickle=False)
     else:
         print(__doc__)
         for kind in ("inputs", "outputs"):

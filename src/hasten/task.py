@@ -139,11 +139,15 @@ class Task:
             judge = Split(apply(own_test[0]), own_test[1], np.arange(test_count))
         metric = metrics.resolve(self.metric, self.higher_is_better)
         if source.labels is None or judge.labels is None:
-            metric = metrics.AGREEMENT
+            metric = metric if metric.name in metrics.FIDELITY else metrics.AGREEMENT
         else:
             for labels, count in ((source.labels, len(source.samples)), (judge.labels, len(judge.samples))):
                 _check_labels(labels, count, model, output, metric)
-        notes = (*apply.notes, split_note, *(() if judge.labels is not None else ("no labels: agreement with the original is the metric",)))
+        notes = (
+            *apply.notes,
+            split_note,
+            *(() if judge.labels is not None else (f"no labels: fidelity to the original is judged, by {metric.name}",)),
+        )
         digest = _digest(source.samples.digest(), source.labels, own_test, metric.name, output, self)
         return BoundTask(
             calibrate,

@@ -140,7 +140,10 @@ def test_batch_norm_that_cannot_be_folded_is_skipped_with_the_reason():
         {"w": RNG.standard_normal((4, 4, 1, 1)), **norm(4)},
     )
     after = fold_batchnorm(before, FoldBatchnorm(), None)
-    assert [s.why for s in after.history[-1].skipped] == ["it stands first: there are no weights before it", "the Conv output has other readers"]
+    assert [s.why for s in after.history[-1].skipped] == [
+        "it stands first: there are no weights before it",
+        "the Conv output has other readers",
+    ]
     assert operators(after) == operators(before)
 
 
@@ -167,7 +170,15 @@ def test_every_real_model_goes_through_every_pass(shared_data):
         (fold_activations, FoldActivations()),
         (fold_batchnorm, FoldBatchnorm()),
     )
-    for name in ("cifar10_resnet20", "kws_dscnn", "silero_vad_16k_plain", "stories260k", "ultraface_rfb_320", "light_shufflenet", "mnist_cntk"):
+    for name in (
+        "cifar10_resnet20",
+        "kws_dscnn",
+        "silero_vad_16k_plain",
+        "stories260k",
+        "ultraface_rfb_320",
+        "light_shufflenet",
+        "mnist_cntk",
+    ):
         model = original = load_onnx(shared_data / "models" / f"{name}.onnx")
         for apply, settings in passes:
             model = apply(model, settings, None)

@@ -131,7 +131,7 @@ def test_smoothing_costs_no_operator_and_helps_where_one_channel_is_large(tmp_pa
     for smooth in (0.0, 0.6):
         made = quantize_static(model, QuantizeStatic(smooth=smooth, method="minmax"), task)
         (a,), (b,) = check.oracle(model).run(None, {"x": x}), check.oracle(made).run(None, {"x": x})
-        errors.append(np.linalg.norm((a - b)) / np.linalg.norm(a))
+        errors.append(np.linalg.norm(a - b) / np.linalg.norm(a))
         assert sorted(operators(made)) == ["DequantizeLinear", "DequantizeLinear", "MatMul", "QuantizeLinear"]
     assert errors[1] < errors[0]
     assert "MatMulIntegerToFloat" in fused(made, tmp_path)

@@ -45,7 +45,9 @@ def test_no_code_differs_from_onnxruntime(name, request):
         made, feeds = quantized(request.getfixturevalue("digits_cnn"), request.getfixturevalue("digits"))
     elif name == "resnet20":
         data = request.getfixturevalue("shared_data")
-        made, feeds = quantized(data / "models" / "cifar10_resnet20.onnx", data / "cifar10" / "cifar10_test.npz", preprocess="imagenet-torch")
+        made, feeds = quantized(
+            data / "models" / "cifar10_resnet20.onnx", data / "cifar10" / "cifar10_test.npz", preprocess="imagenet-torch"
+        )
     else:
         data = request.getfixturevalue("shared_data")
         images = data / "imagenet_sample" / "imagenet_sample_even.zip"

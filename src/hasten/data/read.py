@@ -207,6 +207,8 @@ def _read_object(source: Any, labels: Any) -> Source:
         return source
     if hasattr(source, "__array__") and not isinstance(source, (list, tuple)):
         array = _array(source)
+        if array.ndim == 0:
+            raise BadInput("the data is a single number; expected an array with the samples along its first axis")
         return Source(Arrays({"x": array}), _labels_beside(labels), images=_pictures(array))
     if isinstance(source, Mapping):
         return from_arrays({k: _array(v) for k, v in source.items()}, None, labels, "the dict")

@@ -15,6 +15,7 @@ from hasten.measure.benchmark import Benchmark, benchmark
 from hasten.measure.contestant import Contestant, feeds_for
 from hasten.measure.process import WorkerFailed
 from hasten.measure.statistics import Interval, paired_difference, value_interval, whole_set_difference
+from hasten.metrics import decide
 from hasten.task import BoundTask, Metric, Split
 
 Array = NDArray[Any]
@@ -75,6 +76,7 @@ def evaluate(contestant: Contestant, task: BoundTask) -> Evaluation:
     if split.labels is None:
         raise BadInput("the data has no labels, so there is nothing to evaluate against; compare two models with `hasten compare` instead")
     outputs = predictions(contestant, task, split)
+    task = dataclasses.replace(task, metric=decide(task.metric, outputs, split.labels))
     interval = value_interval(task.metric, outputs, split.labels)
     return Evaluation(task.metric.name, task.metric.value(outputs, split.labels), interval, len(split))
 
@@ -97,7 +99,7 @@ def compare(
     split = test_split(task)
     outputs = predictions(before, task, split), predictions(after, task, split)
     labels = split.labels if split.labels is not None else outputs[0]
-    metric = task.metric
+    metric = decide(task.metric, outputs[0], labels)
     difference = metric_difference(metric, *outputs, labels)
     timed = None
     if speed:

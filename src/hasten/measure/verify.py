@@ -15,6 +15,7 @@ from hasten.measure.compare import metric_difference, predictions, test_split
 from hasten.measure.contestant import enter, feeds_for
 from hasten.measure.machine import machine
 from hasten.measure.statistics import Interval
+from hasten.metrics import decide
 from hasten.runtimes import Target
 from hasten.task import BoundTask, Task
 
@@ -51,12 +52,7 @@ def verify(
     claims = [Claim("digests", HOLDS, why=f"{len(manifest['digests'])} files are as they were written")]
     best = next(c for c in manifest["candidates"] if c["name"] == manifest["chosen"])
     target = Target(**manifest["target"])
-    baseline_target = next(Target(**c["target"]) for c in manifest["candidates"] if c["state"] == "baseline" or c is best)
-    for candidate in manifest["candidates"]:
-        if candidate["recipe"] == "original" and candidate["runtime"] == "onnxruntime" and candidate["target"]["precision"] == "float32":
-            baseline_target = Target(**candidate["target"])
-            break
-    original = enter(place.file(ORIGINAL), workdir, target=baseline_target)
+    original = enter(place.file(ORIGINAL), workdir, target=Target(**manifest["candidates"][0]["target"]))  # the first is the baseline
     chosen = enter(folder, workdir, target=target)
     bound = task.bind(original.model) if task is not None else None
     claims.append(_speed(manifest, best, original, chosen, bound, skip_speed, rounds, say))
@@ -102,7 +98,8 @@ def _accuracy(manifest: dict[str, Any], best: dict[str, Any], original: Any, cho
     if task.digest != manifest["judged"]["data"]:
         return Claim(name, OPEN, claimed, why="this is other data, metric or preprocessing than the run was judged on")
     outputs = predictions(original, task, split), predictions(chosen, task, split)
-    measured = metric_difference(task.metric, *outputs, split.labels if split.labels is not None else outputs[0])
+    labels = split.labels if split.labels is not None else outputs[0]
+    measured = metric_difference(decide(task.metric, outputs[0], labels), *outputs, labels)
     return Claim(name, HOLDS if _overlap(claimed, measured) else FAILS, claimed, measured)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -25,7 +26,7 @@ from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
-from hasten.task import Task
+from hasten.task import BoundTask, Task
 
 FINALISTS = 3
 MORE_PAIRS = 12
@@ -53,6 +54,7 @@ def optimize(
     out: str | os.PathLike[str] | None = None,
     example_inputs: Any = None,
     shapes: Mapping[str, int] | None = None,
+    keep_dynamic: bool = False,
     resume: bool = False,
     force: bool = False,
     say: Say = lambda line: None,
@@ -63,7 +65,8 @@ def optimize(
     model: a path (.onnx, .keras, .pt2, `file.py:function`), ModelProto, nn.Module or ExportedProgram (with `example_inputs`), keras.Model.
     task: data and metric; None: only techniques that keep the results, and accuracy is not judged.
     out: the folder to write (best so far always in it; the same call resumes after an interruption); None: a temporary one, see `Result.save`.
-    shapes: sizes for dynamic axes by name. budget: the fields of `hasten.Budget`, such as `max_drop=0.005`.
+    shapes: sizes for dynamic axes by name; those not named take the data's (all samples having one shape), unless
+    `keep_dynamic`. budget: the fields of `hasten.Budget`, such as `max_drop=0.005`.
     Where nothing is better, the result holds the original and `result.reason` (the command line then ends with exit code 3).
 
     Raises BadInput, Unsupported, OutOfResources; never because a candidate crashed, hung or ran out of memory.
@@ -76,6 +79,11 @@ def optimize(
         bound = task.bind(loaded.model) if task is not None else None
         for note in bound.notes if bound else ():
             say(note)
+        model_shapes = dict(shapes or {})
+        if bound is not None and not keep_dynamic and (sizes := _sizes_in(loaded.model, bound)):
+            loaded = dataclasses.replace(loaded, model=doors.load(loaded.model, shapes=sizes).model)
+            model_shapes |= sizes
+            say(f"dynamic axes fixed to what the data has: {', '.join(f'{k} = {v}' for k, v in sizes.items())} (--keep-dynamic keeps them)")
         target = _target(loaded.model, allowed)
         folder = Folder(Path(out)) if out is not None else Folder(Path(tempfile.mkdtemp(prefix="hasten-result-")))
         if folder.state == FINISHED and not (resume or force):
@@ -88,7 +96,19 @@ def optimize(
         if folder.state == FINISHED:
             return Result.load(folder.path)
         folder.work.mkdir(exist_ok=True)
-        return _search(run, folder, dict(shapes or {}))
+        return _search(run, folder, model_shapes)
+
+
+def _sizes_in(model: Model, task: BoundTask) -> dict[str, int]:
+    """The sizes that the data has along the inputs' named dynamic axes, the batch aside: the axis names of the first axes."""
+    split = task.validate
+    assert split is not None
+    feeds = next(iter(split.batches(1)))
+    first = {p.shape[0] for p in model.inputs if p.shape}
+    named = (
+        (axis, size) for p in model.inputs for axis, size in zip(p.shape[1:], feeds[p.name].shape[1:], strict=True) if isinstance(axis, str)
+    )
+    return {axis: size for axis, size in named if axis not in first}
 
 
 def _target(model: Model, budget: Budget) -> Target:
@@ -134,6 +154,7 @@ def _baseline(run: Run) -> Timing:
         raise HastenError(f"the original model does not run in onnxruntime: {timed.reason}")
     run.say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
     if run.task is not None:
+        run.settle_metric()
         judged = run.judged(run.baseline, "validate")
         if isinstance(judged, Failure):
             raise BadInput(f"the original model can't be judged: {judged.reason}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten import check, plan
+from hasten import check, metrics, plan
 from hasten.doors import Origin
 from hasten.errors import HastenError
 from hasten.measure import judge
@@ -88,6 +88,12 @@ class Run:
         key = key or f"{kind}:{subject}"
         record = self.records.get(key) or self.records.add(Record(key, kind, subject, method, compute()))
         return record.values
+
+    def settle_metric(self) -> None:
+        """Find out of a user's function whether it gives one number for each sample or one for all."""
+        if self.task is not None:
+            outputs, labels = self.predictions(self.baseline, "validate"), self.labels("validate")
+            self.task = dataclasses.replace(self.task, metric=metrics.decide(self.task.metric, outputs, labels))
 
     # --- models
 
