@@ -51,7 +51,9 @@ def test_keras_models_keep_their_predictions(make, tmp_path):
     assert any("compared with Keras' prediction at batch 1, 2, 5" in n for n in loaded.notes)
     rng = np.random.default_rng(1)
     feeds = {
-        p.name: rng.integers(0, 30, (3, *p.shape[1:])).astype(p.dtype) if p.dtype == "int32" else rng.random((3, *p.shape[1:])).astype(p.dtype)
+        p.name: rng.integers(0, 30, (3, *p.shape[1:])).astype(p.dtype)
+        if p.dtype == "int32"
+        else rng.random((3, *p.shape[1:])).astype(p.dtype)
         for p in loaded.model.inputs
     }
     inputs = list(feeds.values())

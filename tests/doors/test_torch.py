@@ -71,7 +71,7 @@ class Branch(nn.Module):
 
 
 def test_what_torch_cannot_export_is_unsupported_in_one_line():
-    with pytest.raises(Unsupported, match="torch can't export the module: .*data-dependent") as caught:
+    with pytest.raises(Unsupported, match=r"torch can't export the module: .*data-dependent") as caught:
         load(Branch(), example_inputs=np.ones((2, 3), np.float32))
     assert "\n" not in str(caught.value)
 

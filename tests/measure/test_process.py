@@ -37,7 +37,7 @@ def test_a_worker_times_rounds_and_calls(subject):
 
 def test_too_much_memory_is_a_failure_with_the_numbers(subject):
     tight = Subject(subject.runtime, subject.path, Target(1, memory_limit=20 << 20))
-    with pytest.raises(WorkerFailed, match="out of memory: .* MiB used, 20 MiB allowed"):
+    with pytest.raises(WorkerFailed, match=r"out of memory: .* MiB used, 20 MiB allowed"):
         Worker(tight)
 
 

@@ -181,6 +181,11 @@ def _sane(run: Run, judged: Judged) -> None:
     chance = metric.chance(run.predictions(run.baseline, "validate"), labels)
     spread = 2 * math.sqrt(max(chance * (1 - chance), 0.0) / judged.samples) if 0 <= chance <= 1 else 0.0
     guessing = judged.value <= chance + spread if metric.higher_is_better else judged.value >= chance
+    if chance == 1 and metric.higher_is_better:
+        raise BadInput(
+            f"the {judged.samples} labels are all the same, so that {metric.name} is {judged.value:.4f} and says nothing: "
+            "give data with more than one class, or leave the labels out (the budget is then agreement with the original)"
+        )
     if guessing:
         raise BadInput(
             f"the original model reaches {metric.name} {judged.value:.4f} on {judged.samples} samples, and guessing reaches {chance:.4f}: "

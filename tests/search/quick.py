@@ -1,0 +1,24 @@
+"""A search that measures little, for tests of everything but the measuring. Also a script: `python -m tests.search.quick MODEL DATA OUT`."""
+
+import sys
+
+from hasten.measure import judge
+from hasten.search import optimize as searching
+from hasten.task import Task
+
+
+def quicken() -> None:
+    """Two rounds, a few calls each."""
+    judge.ROUNDS, judge.ROUND_SECONDS, judge.CALLS_SECONDS = 2, 0.002, 0.002
+    judge.PAIRS = searching.MORE_PAIRS = 2
+
+
+def main() -> None:
+    quicken()
+    model, data, out = sys.argv[1:]
+    result = searching.optimize(model, Task(data), out=out, runtimes=("onnxruntime",), threads=1, max_drop=0.05, say=print)
+    print("finished", result.manifest["chosen"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
