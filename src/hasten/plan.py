@@ -82,7 +82,9 @@ class Row:
 TECHNIQUES = (
     Row("cleanup", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove dead, duplicate and identity nodes."),
     Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
+    Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
+    Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),

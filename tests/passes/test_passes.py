@@ -8,8 +8,10 @@ from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput
 from hasten.passes.cleanup import Cleanup, cleanup
 from hasten.passes.fold_activations import FoldActivations, fold_activations
+from hasten.passes.fold_affine import FoldAffine, fold_affine
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.passes.fold_constants import FoldConstants, fold_constants
+from hasten.passes.push_transposes import PushTransposes, push_transposes
 from hasten.passes.to_float16 import ToFloat16, to_float16
 from tests.conftest import model_of, operators
 
@@ -186,3 +188,91 @@ def test_every_real_model_goes_through_every_pass(shared_data):
             assert operators(apply(model, settings, None)) == operators(model), f"{name}: {apply.__name__} changes its own result"
         check.same(original, model, within=check.FLOAT32)
         assert len(model.to_bytes()) < len(original.to_bytes()) * 1.2 + 4000
+
+
+CHANNELS_LAST = """g (float[N, 6, 6, 3] x) => (float[N, 5] y, float[N, 4, 4, 8] z) {
+    a = Transpose <perm = [0, 3, 1, 2]> (x)
+    b = Conv (a, w)
+    c = Transpose <perm = [0, 2, 3, 1]> (b)
+    d = Add (c, bias)
+    e = Relu (d)
+    f = Transpose <perm = [0, 3, 1, 2]> (e)
+    g = Conv <pads = [1, 1, 1, 1]> (f, v)
+    h = Transpose <perm = [0, 2, 3, 1]> (g)
+    mean = ReduceMean <keepdims = 1> (h, spatial)
+    gate = Sigmoid (mean)
+    gated = Mul (h, gate)
+    z = Add (e, gated)
+    both = Concat <axis = -1> (z, e)
+    padded = Pad (both, pads)
+    first, second = Split <axis = 3, num_outputs = 2> (padded)
+    sum = Sub (first, second)
+    flat = Reshape (sum, shape)
+    y = MatMul (flat, m)
+}"""
+
+
+def test_push_transposes_leaves_one_at_the_input_and_one_per_output_that_needs_it():
+    before = model_of(
+        CHANNELS_LAST,
+        {
+            "w": RNG.standard_normal((8, 3, 3, 3)),
+            "v": RNG.standard_normal((8, 8, 3, 3)),
+            "bias": RNG.standard_normal(8),
+            "spatial": np.array([1, 2]),
+            "pads": np.array([0, 1, 0, 0, 0, 0, 2, 0]),
+            "shape": np.array([-1, 5 * 6 * 8]),
+            "m": RNG.standard_normal((5 * 6 * 8, 5)) / 15,
+        },
+    )
+    after = push_transposes(before, PushTransposes(), None)
+    assert operators(after).count("Transpose") == 2
+    assert after.history[-1].changed > 0
+    check.same(before, after, within=check.FLOAT32)
+    again = push_transposes(after, PushTransposes(), None)
+    assert again.history[-1].changed == 0
+    assert operators(again) == operators(after)
+
+
+def test_push_transposes_keeps_a_graph_it_can_not_improve():
+    before = model_of(
+        """g (float[N, 4, 6] x) => (float[N, 6, 4] y) {
+            a = Transpose <perm = [0, 2, 1]> (x)
+            y = Relu (a)
+        }"""
+    )
+    after = push_transposes(before, PushTransposes(), None)
+    assert operators(after) == ["Transpose", "Relu"]
+    assert after.history[-1].changed == 0
+
+
+@pytest.mark.parametrize("text", ["Add (l, c)", "Add (c, l)", "Sub (l, c)", "Sub (c, l)", "Mul (l, c)", "Div (l, c)"])
+@pytest.mark.parametrize("layer", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
+def test_fold_affine_moves_the_constant_into_the_weights(layer, text):
+    image = layer.startswith("Conv")
+    shape = {"Conv": (6, 4, 3, 3), "ConvTranspose": (4, 3, 3, 3), "Gemm": (6, 4), "MatMul": (4, 6)}[layer]
+    attributes = {"ConvTranspose": "<group = 2>", "Gemm": "<transB = 1, beta = 0.5>"}.get(layer, "")
+    inputs = "x, w" if layer == "MatMul" else "x, w, b"
+    source, result = ("float[N, 4, 5, 5] x", "float[N, 6, H, W] y") if image else ("float[N, 4] x", "float[N, 6] y")
+    weights = {"w": RNG.standard_normal(shape), "c": RNG.uniform(0.5, 2, (6, 1, 1) if image else 6)}
+    if layer != "MatMul":
+        weights["b"] = RNG.standard_normal(6)
+    before = model_of(f"g ({source}) => ({result}) {{ l = {layer} {attributes} ({inputs}) y = {text} }}", weights)
+    after = fold_affine(before, FoldAffine(), None)
+    assert operators(after) == ["Gemm" if layer == "MatMul" else layer]
+    check.same(before, after, within=check.FLOAT32)
+
+
+def test_fold_affine_leaves_what_is_not_per_channel_and_says_why():
+    before = model_of(
+        """g (float[N, 4, 5, 5] x) => (float[N, 6, 3, 3] y, float[N, 6, 3, 3] z) {
+            l = Conv (x, w)
+            y = Add (l, plane)
+            k = Conv (x, w)
+            z = Div (c, k)
+        }""",
+        {"w": RNG.standard_normal((6, 4, 3, 3)), "plane": RNG.standard_normal((3, 3)), "c": np.ones((6, 1, 1))},
+    )
+    after = fold_affine(before, FoldAffine(), None)
+    assert operators(after) == operators(before)
+    assert [s.why for s in after.history[-1].skipped] == ["its constant is not one number per channel"]

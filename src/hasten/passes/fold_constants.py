@@ -27,8 +27,11 @@ class FoldConstants:
 
 
 def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None) -> Model:
-    """Fold with onnxscript's folder, shapes included; batch norm is kept, own functions are not inlined, generators stay when they are large."""
+    """Fold with onnxscript's folder and its rule for Reshape's shapes. Batch norm is kept, the model's own functions are not inlined,
+    generators whose result would be large stay.
+    """
     from onnxscript.optimizer import fold_constants as fold
+    from onnxscript.rewriter.rules.common import _materialize_reshape_shape
 
     edited = model.edit()
     before = sum(1 for _ in all_nodes(edited.graph))
@@ -39,6 +42,7 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         output_size_limit=max(settings.size_limit, _largest(model)),
         should_fold=lambda node: False if node.op_type in GENERATORS and _bytes(node) > settings.size_limit else None,
     )
+    _materialize_reshape_shape.rules.apply_to_model(edited)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
     RemoveUnusedNodesPass()(edited)
     skipped = [

@@ -18,7 +18,9 @@ SMALL_MODEL = 1e-4
 
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 
-GRAPH: Steps = (("cleanup", {}), ("fold_constants", {}), ("fold_activations", {}), ("fold_batchnorm", {}))
+GRAPH: Steps = tuple(
+    (name, {}) for name in ("cleanup", "fold_constants", "push_transposes", "fold_activations", "fold_affine", "fold_batchnorm")
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
