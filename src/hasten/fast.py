@@ -24,6 +24,7 @@ class Fast:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.inputs: tuple[str, ...] = tuple(p["name"] for p in manifest["inputs"])
+        self._names = frozenset(self.inputs)
         self.outputs: tuple[str, ...] = tuple(p["name"] for p in manifest["outputs"])
         self.runtime: str = manifest["runtime"]
         self.target = Target(**manifest["target"])
@@ -33,12 +34,12 @@ class Fast:
         """Raises BadInput for an input that is missing or not the model's."""
         if isinstance(x, dict):
             feeds = x
+            if feeds.keys() != self._names:
+                raise BadInput(f"got inputs {', '.join(sorted(feeds))}; the model takes {', '.join(self.inputs)}")
         elif len(self.inputs) == 1:
             feeds = {self.inputs[0]: x}
         else:
             raise BadInput(f"the model has {len(self.inputs)} inputs, {', '.join(self.inputs)}; give a dict of arrays by these names")
-        if set(feeds) != set(self.inputs):
-            raise BadInput(f"got inputs {', '.join(sorted(feeds))}; the model takes {', '.join(self.inputs)}")
         batch = self._session.batch
         if batch is None or all(len(v) == batch for v in feeds.values()):
             outputs = self._session.run(feeds)
