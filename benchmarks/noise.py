@@ -27,7 +27,7 @@ def compare_with_itself(model: str) -> tuple[bool, str]:
 def verify(folder: str, data: list[str]) -> tuple[bool, str]:
     """One `hasten verify`."""
     done = subprocess.run([*HASTEN, "verify", folder, *data, "--json"], capture_output=True, text=True, check=False)
-    claims = json.loads(done.stdout)["claims"] if done.stdout.strip() else []
+    claims = json.loads(done.stdout) if done.stdout.strip() else []
     return done.returncode == 0, "; ".join(f"{c['name']} {c['state']}: {c['why']}" for c in claims if c["name"] == "speed")
 
 

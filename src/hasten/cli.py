@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect as inspection
 import json
+import math
 import sys
 import tempfile
 import typing
@@ -51,10 +52,10 @@ LowerOpt = Annotated[bool, typer.Option("--lower-is-better", help="For a metric 
 OutputOpt = Annotated[str | None, typer.Option("--output", help="The output that is judged, the first by default.")]
 ShapeOpt = Annotated[list[str] | None, typer.Option("--shape", help="Size of a dynamic axis, such as seq=128; again for each.")]
 ExampleOpt = Annotated[str | None, typer.Option("--example-input", help="For an nn.Module: 1x3x224x224, or 1x128:int64, by commas.")]
-ThreadsOpt = Annotated[int | None, typer.Option("--threads", help="Threads; by default the cores that this process may use.")]
-BatchOpt = Annotated[int | None, typer.Option("--batch", help="Samples a call; 1, or 32 for throughput, by default.")]
+ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; by default the cores that this process may use.")]
+BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Samples a call; 1, or 32 for throughput, by default.")]
 RuntimeOpt = Annotated[str, typer.Option("--runtime", help="onnxruntime, openvino or reference.")]
-SeedOpt = Annotated[int, typer.Option("--seed", help="Seed of the splits.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of the splits.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OutOpt = Annotated[str | None, typer.Option("-o", "--out", help="The folder or file to write.")]
@@ -167,7 +168,7 @@ def optimize(
         seed=seed,
     )
     if as_json:
-        print_line(json.dumps(result.manifest))
+        print_json(result.manifest)
     else:
         from hasten.report.terminal import show_result
 
@@ -195,7 +196,7 @@ def run_plan(
     [bold]hasten run plan.json model.onnx --data images.zip -o out[/]
     """
     from hasten import doors
-    from hasten.folder import MODEL, PLAN, write_atomically
+    from hasten.folder import MODEL, PLAN, unwritable, write_atomically
 
     path = Path(plan_file)
     if not path.is_file():
@@ -212,7 +213,7 @@ def run_plan(
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise BadInput(f"{out} can't be made ({e.strerror}); give -o a folder that can be written") from e
+        raise unwritable(out, e, "give -o a folder that can") from e
     made.save(place / MODEL)
     write_atomically(place / PLAN, done.to_json().encode())
     print_line(f"{place / MODEL}: {len(done.steps)} techniques, {(place / MODEL).stat().st_size} bytes, digest {made.digest[:16]}")
@@ -269,7 +270,7 @@ def inspect_model(
     if as_json:
         history = [dataclasses.asdict(s) for s in loaded.history]
         ports = {"inputs": [dataclasses.asdict(p) for p in loaded.inputs], "outputs": [dataclasses.asdict(p) for p in loaded.outputs]}
-        print_line(json.dumps(found.to_json() | ports | {"history": history, "digest": loaded.digest}))
+        print_json(found.to_json() | ports | {"history": history, "digest": loaded.digest})
     else:
         show_facts(loaded, found)
 
@@ -307,7 +308,7 @@ def evaluate(
         contestant = _enter(model, Path(private), runtime, threads, batch, shape, example_input)
         found = judge(contestant, options.task().bind(contestant.model))
     if as_json:
-        print_line(json.dumps(dataclasses.asdict(found)))
+        print_json(dataclasses.asdict(found))
     else:
         low, high = found.interval.low, found.interval.high
         print_line(f"{contestant.name}: {found.metric} {found.value:.4f}, 95 % interval {low:.4f} to {high:.4f}, {found.samples} samples")
@@ -345,7 +346,7 @@ def benchmark(
         feeds = [feeds_for(c, task.bind(c.model) if task else None) for c in contestants]
         found = measure(contestants, feeds, rounds, _quiet if as_json else print_line)
     if as_json:
-        print_line(json.dumps(found.to_json()))
+        print_json(found.to_json())
     else:
         show_benchmark(found)
 
@@ -393,7 +394,7 @@ def compare(
         say = _quiet if as_json else print_line
         found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
     if as_json:
-        print_line(json.dumps(found.to_json()))
+        print_json(found.to_json())
     else:
         show_comparison(found, sides[0].name, sides[1].name)
     gates = {"accuracy": found.accuracy_gate, "speed": found.speed_gate}
@@ -436,7 +437,7 @@ def verify(
         say = _quiet if as_json else print_line
         claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds, say)
     if as_json:
-        print_line(json.dumps([dataclasses.asdict(c) for c in claims]))
+        print_json([dataclasses.asdict(c) for c in claims])
     else:
         show_claims(claims)
     if failed := [c.name for c in claims if c.state == verifying.FAILS]:
@@ -537,17 +538,19 @@ def _shapes(texts: list[str] | None) -> dict[str, int] | None:
     shapes = {}
     for text in texts or []:
         name, _, size = text.partition("=")
-        if not name or not size.isdigit() or int(size) < 1:
+        if not name or not size.isdecimal() or int(size) < 1:
             raise BadInput(f"--shape {text!r} is not understood; expected AXIS=SIZE such as seq=128")
         shapes[name] = int(size)
     return shapes or None
 
 
 def _save(model: Any, out: str) -> None:
+    from hasten.folder import unwritable
+
     try:
         model.save(out)
     except OSError as e:
-        raise BadInput(f"{out} can't be written ({e.strerror}); give a place that can") from e
+        raise unwritable(out, e, "give a place that can") from e
 
 
 def _stem(model: str) -> str:
@@ -566,6 +569,19 @@ def print_line(line: str) -> None:
     sys.stdout.flush()
 
 
+def print_json(value: Any) -> None:
+    """One line of JSON; what is not a finite number becomes null, because JSON has no NaN."""
+    print_line(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _quiet(line: str) -> None:
     """For --json: nothing but the object."""
 
@@ -579,9 +595,11 @@ def main(arguments: list[str] | None = None) -> None:
     except HastenError as e:
         if "--debug" in arguments:
             raise
-        sys.stderr.write(f"hasten: {e}\n")
+        sys.stderr.write(f"hasten: {' '.join(str(e).split())}\n")
         raise SystemExit(e.exit_code) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code != 130:  # 130: typer's answer to KeyboardInterrupt
+            raise
         sys.stderr.write("hasten: interrupted; nothing that was finished is lost, the same command goes on\n")
         raise SystemExit(130) from None
     except MemoryError:

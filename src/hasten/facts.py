@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from hasten.errors import BadInput
 from hasten.model import Model
 
 
@@ -50,7 +51,13 @@ class Facts:
 
 
 def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> Facts:
-    """Facts with the first axis of every input at `batch`, other dynamic axes at `sizes[name]` (unknown where not given)."""
+    """Facts with the first axis of every input at `batch`, other dynamic axes at `sizes[name]` (unknown where not given).
+
+    Raises BadInput for a name that no axis has.
+    """
+    names = sorted({d for p in model.inputs for d in p.shape if isinstance(d, str)})
+    if unknown := sorted(set(sizes or {}) - set(names)):
+        raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(names) or 'none'}")
     edited = model.edit()
     for value in edited.graph.inputs:
         if value.shape is not None:
@@ -72,7 +79,7 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
         sum(t.nbytes for t in weights),
         sum(r.macs or 0 for r in rows),
         sum(r.activation_bytes or 0 for r in rows),
-        sum(r.macs is None for r in rows),
+        sum(r.macs is None or r.activation_bytes is None for r in rows),
     )
 
 
@@ -84,7 +91,7 @@ def roofline(macs: int, moved: int, peak_macs: float, peak_bytes: float) -> str:
 def _row(node: ir.Node) -> Row:
     weights = [t for v in node.inputs if v is not None and (t := _weight(v)) is not None]
     weight_bytes = sum(t.nbytes for t in weights)
-    moved = [_bytes(v) for v in [*(v for v in node.inputs if v is not None and _weight(v) is None), *node.outputs] if v.name]
+    moved = [_bytes(v) for v in [*node.inputs, *node.outputs] if v is not None and v.name and _weight(v) is None]
     output = node.outputs[0]
     shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
     big = max(weights, key=lambda t: t.size, default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import BadInput, ClaimFailed, OutOfResources
+from hasten.errors import BadInput, ClaimFailed, HastenError, OutOfResources
 
 MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, WORK = (
     "model.onnx",
@@ -23,6 +24,9 @@ MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, WORK = (
 )
 OURS = (MODEL, f"{MODEL}.data", ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, WORK)
 FINISHED, UNFINISHED = "finished", "unfinished"
+FIELDS = {"state", "chosen", "runtime", "target", "inputs", "outputs", "judged", "machine", "digests"}
+"""What every manifest holds, finished or not."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Folder:
             manifest: dict[str, Any] = json.loads(file.read_text())
         except ValueError as e:
             raise BadInput(f"{file} can't be read ({e}); make the folder again with `hasten optimize --force`") from e
-        if not isinstance(manifest, dict) or "state" not in manifest:
+        if not isinstance(manifest, dict) or not manifest.keys() >= FIELDS:
             raise BadInput(f"{file} is not a manifest of hasten; make the folder again with `hasten optimize --force`")
         return manifest
 
@@ -73,7 +77,7 @@ class Folder:
             probe.touch()
             probe.unlink()
         except OSError as e:
-            raise BadInput(f"{self.path} can't be written ({e.strerror}); give -o a folder that can") from e
+            raise unwritable(self.path, e, "give -o a folder that can") from e
 
     def clear(self) -> None:
         """Remove what hasten wrote, and nothing else."""
@@ -98,6 +102,13 @@ class Folder:
             if (found := file_digest(file)) != expected:
                 raise ClaimFailed(f"{self.path}: {name} has digest {found[:12]}…, the manifest says {expected[:12]}…: it was changed")
         return manifest
+
+
+def unwritable(place: str | Path, error: OSError, instead: str) -> HastenError:
+    """What to raise where a place can't be written: OutOfResources if the disk is full, else BadInput."""
+    if error.errno in FULL:
+        return OutOfResources(f"{place} can't be written ({error.strerror}); free space and run the same command again")
+    return BadInput(f"{place} can't be written ({error.strerror}); {instead}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ Outputs are (N, C) class scores, (N,) or (N, 1) scores of class 1, or (N, ...) v
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,11 +76,13 @@ def _auc(scores: Array, positive: Array) -> float:
 
 
 def mse(outputs: Array, labels: Array) -> Array:
-    return ((_flat(outputs) - _flat(labels)) ** 2).mean(1)
+    a, b = _pair(outputs, labels)
+    return ((a - b) ** 2).mean(1)
 
 
 def mae(outputs: Array, labels: Array) -> Array:
-    return np.abs(_flat(outputs) - _flat(labels)).mean(1)
+    a, b = _pair(outputs, labels)
+    return np.abs(a - b).mean(1)
 
 
 def rmse(outputs: Array, labels: Array) -> float:
@@ -87,7 +90,7 @@ def rmse(outputs: Array, labels: Array) -> float:
 
 
 def cosine(outputs: Array, labels: Array) -> Array:
-    a, b = _flat(outputs), _flat(labels)
+    a, b = _pair(outputs, labels)
     return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-30)
 
 
@@ -98,6 +101,14 @@ def nll(outputs: Array, labels: Array) -> Array:
     log_sum = top[..., 0] + np.log(np.exp(logits - top).sum(-1))
     chosen = np.take_along_axis(logits, labels.astype(np.int64)[..., None], -1)[..., 0]
     return (log_sum - chosen).reshape(len(labels), -1).mean(1)
+
+
+def _pair(outputs: Array, labels: Array) -> tuple[Array, Array]:
+    """Both as (N, values). Raises ValueError where their sizes differ: numpy would repeat the one of size 1."""
+    a, b = _flat(outputs), _flat(labels)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.shape[1]} values a sample beside {b.shape[1]}")
+    return a, b
 
 
 def _flat(values: Array) -> Array:
@@ -194,8 +205,20 @@ class _Undecided:
 
 
 def decide(metric: Metric, outputs: Array, labels: Array) -> Metric:
-    """The kind of a user's function, seen from what it gives on real outputs. Raises BadInput where that is neither kind."""
+    """The kind of a user's function, seen from what it gives on real outputs.
+
+    Raises BadInput where that is neither kind, or where a metric can't be had of these outputs and labels.
+    """
     if not isinstance(metric.whole_set, _Undecided):
+        shapes = f"outputs of shape {outputs.shape} with labels of shape {labels.shape}"
+        try:
+            reached = metric.value(outputs, labels)
+        except (ValueError, IndexError, TypeError) as e:
+            raise BadInput(f"{metric.name} can't compare {shapes} ({e}); give labels that fit the output, or another --metric") from e
+        if math.isnan(reached) and np.isfinite(outputs).all():
+            raise BadInput(
+                f"{metric.name} is not defined on these {len(labels)} samples; auc, for one, wants samples of more than one class"
+            )
         return metric
     function = metric.whole_set.function
     value = np.asarray(pyfile.call(f"metric {metric.name}", function, outputs, labels))

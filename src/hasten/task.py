@@ -195,6 +195,10 @@ def _check_labels(labels: Array, count: int, model: Model, output: str, metric: 
 
     if len(labels) != count:
         raise BadInput(f"there are {count} samples and {len(labels)} labels; expected one label for each sample")
+    if labels.dtype.kind not in "fiub":
+        raise BadInput(f"the labels are of type {labels.dtype}; expected numbers, such as class numbers from 0")
+    if metric in metrics.METRICS and labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise BadInput("the labels hold NaN or infinite values; clean the data first")
     if metric.name not in metrics.CLASSES:
         return
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):

@@ -14,6 +14,7 @@ from hasten.data.images import Images
 from hasten.data.source import Arrays, Columns, Fitted, Source
 from hasten.errors import BadInput
 from hasten.model import Model, Port
+from hasten.task import FEWEST
 
 Array = NDArray[Any]
 Convert = Callable[[Array], Array]
@@ -36,7 +37,7 @@ class Fit:
 def fit(source: Source, model: Model, preprocess: Any = None) -> Fit:
     """Raises BadInput where columns and inputs do not match in name, shape or type, with what came and what was expected."""
     if len(source.samples) == 0:
-        raise BadInput("the data is empty; expected at least five samples")
+        raise BadInput(f"the data is empty; expected at least {FEWEST} samples")
     size = _image_size(source, model)
     samples = dataclasses.replace(source.samples, size=size) if isinstance(source.samples, Images) and size else source.samples
     columns = samples.take(np.array([0]))

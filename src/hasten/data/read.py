@@ -61,6 +61,8 @@ def _read_npy(path: Path, label: str | None, labels: Any) -> Source:
         array = np.load(path, allow_pickle=False)
     except ValueError as e:
         raise BadInput(f"{path} can't be read ({e}); expected an .npy of a plain array") from e
+    if array.ndim == 0:
+        raise BadInput(f"{path} is a single number; expected an array with the samples along its first axis")
     return Source(Arrays({"x": array}), _labels_beside(labels), images=_pictures(array))
 
 
@@ -83,7 +85,7 @@ def _split_label(arrays: Mapping[str, Array], label: str | None, what: str) -> t
         raise BadInput(f"{what} has no array {label!r} for labels; it has {', '.join(arrays) or 'none'}")
     name = label or next((n for n in LABEL_NAMES if n in arrays), None)
     counts = {len(v) for k, v in arrays.items() if v.ndim and k != "classes"}
-    labels = arrays[name] if name else None
+    labels = np.atleast_1d(arrays[name]) if name else None
     longest = max((len(v) for k, v in arrays.items() if k != name and v.ndim), default=0)
     columns = {k: v for k, v in arrays.items() if k != name and v.ndim and len(v) == longest and k != "classes" and v.dtype.kind in "fiub"}
     if not columns:

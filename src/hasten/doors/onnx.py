@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import lzma
 import os
@@ -112,12 +113,24 @@ def _refuse_unknown_operators(proto: onnx.ModelProto) -> None:
                     )
                 if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, domain="", max_inclusive_version=max(version, OPSET)):
                     raise Unsupported(f"{where}: ONNX has no such operator at opset {version}; export the model again")
+                if node.domain == "ai.onnx.ml" and not onnx.defs.has(node.op_type, domain=node.domain):
+                    raise Unsupported(f"{where}: ONNX has no such operator; export the model again")
+                if node.domain == "com.microsoft" and node.op_type not in _contributed():
+                    raise Unsupported(f"{where}: onnxruntime has no such operator; export the model again")
             for attribute in node.attribute:
                 visit(attribute.g.node)
                 for graph in attribute.graphs:
                     visit(graph.node)
 
     visit(proto.graph.node)
+
+
+@functools.cache
+def _contributed() -> frozenset[str]:
+    """The operators that onnxruntime adds to ONNX's."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+    return frozenset(schema.name for schema in ort.get_all_operator_schema() if schema.domain == "com.microsoft")
 
 
 def _check_external_data(proto: onnx.ModelProto, base: Path | None) -> None:

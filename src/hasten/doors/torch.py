@@ -39,7 +39,8 @@ def load_torch(source: Any, example_inputs: Any, shapes: Mapping[str, int] | Non
     notes: list[str] = []
     if isinstance(source, Path):
         try:
-            source = torch.export.load(source)
+            with _quiet():
+                source = torch.export.load(source)
         except Exception as e:
             raise BadInput(f"{source} can't be read as a torch ExportedProgram: {_one_line(e)}") from e
     if isinstance(source, torch.export.ExportedProgram):

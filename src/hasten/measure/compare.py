@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,10 @@ def compare(
     Gates: `max_drop` by the estimate's one-sided 95 % bound; `max_slowdown`, such as 1.05, by the interval of the ratio. A gate is kept or
     broken where the interval says so, not decided where it lies across.
     """
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise BadInput(f"--max-drop is {max_drop}, expected a number such as 0.01 for one point of accuracy")
+    if max_slowdown is not None and not 0 < max_slowdown < math.inf:
+        raise BadInput(f"--max-slowdown is {max_slowdown}, expected a number above 0, such as 1.05 for 5 % slower")
     split = test_split(task)
     outputs = predictions(before, task, split), predictions(after, task, split)
     labels = split.labels if split.labels is not None else outputs[0]
@@ -153,6 +158,8 @@ def _classes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[C
 
 
 def _drop_gate(difference: Interval, higher_is_better: bool, max_drop: float) -> str:
+    if math.isnan(difference.estimate):
+        return BROKEN  # outputs that are no numbers
     least, most = (-difference.high, -difference.low) if higher_is_better else (difference.low, difference.high)
     return KEPT if most <= max_drop else BROKEN if least > max_drop else UNDECIDED
 

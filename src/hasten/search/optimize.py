@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import doors, runtimes
-from hasten.errors import BadInput, HastenError
+from hasten.errors import BadInput, Unsupported
 from hasten.folder import FINISHED, RECORDS, Folder
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
@@ -81,22 +81,31 @@ def optimize(
             say(note)
         model_shapes = dict(shapes or {})
         if bound is not None and not keep_dynamic and (sizes := _sizes_in(loaded.model, bound)):
-            loaded = dataclasses.replace(loaded, model=doors.load(loaded.model, shapes=sizes).model)
+            loaded = dataclasses.replace(loaded, model=doors.load(loaded.model, shapes=sizes, workdir=Path(private)).model)
             model_shapes |= sizes
             say(f"dynamic axes fixed to what the data has: {', '.join(f'{k} = {v}' for k, v in sizes.items())} (--keep-dynamic keeps them)")
         target = _target(loaded.model, allowed)
         folder = Folder(Path(out)) if out is not None else Folder(Path(tempfile.mkdtemp(prefix="hasten-result-")))
         if folder.state == FINISHED and not (resume or force):
             raise BadInput(f"{folder.path} holds a finished run; --resume shows it again, --force starts afresh")
-        if force or folder.state is None:
+        fresh, made = force or folder.state is None, out is None or not folder.path.exists()
+        if fresh:
             folder.prepare(force)
-        records = Records(folder.file(RECORDS))
-        run = Run(loaded.model, bound, allowed, target, folder.work, records, say, loaded.origin)
-        _identify(run, folder)
-        if folder.state == FINISHED:
-            return Result.load(folder.path)
-        folder.work.mkdir(exist_ok=True)
-        return _search(run, folder, model_shapes)
+        try:
+            records = Records(folder.file(RECORDS))
+            run = Run(loaded.model, bound, allowed, target, folder.work, records, say, loaded.origin)
+            _identify(run, folder)
+            if folder.state == FINISHED:
+                return Result.load(folder.path)
+            folder.work.mkdir(exist_ok=True)
+            baseline = _baseline(run)
+        except (BadInput, Unsupported):
+            if fresh:  # the original or the data can't be used: leave nothing behind
+                folder.clear()
+                if made:
+                    folder.path.rmdir()
+            raise
+        return _search(run, folder, model_shapes, baseline)
 
 
 def _sizes_in(model: Model, task: BoundTask) -> dict[str, int]:
@@ -134,9 +143,8 @@ def _identify(run: Run, folder: Folder) -> None:
         run.say(f"resumed: {len(run.records)} measurements are kept")
 
 
-def _search(run: Run, folder: Folder, shapes: dict[str, int]) -> Result:
+def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing) -> Result:
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
-    baseline = _baseline(run)
     tried = _screen(run, baseline)
     _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
@@ -151,7 +159,7 @@ def _baseline(run: Run) -> Timing:
         raise BadInput(f"the original model can't be used: {built['failed']}")
     timed = run.time_baseline()
     if isinstance(timed, Failure):
-        raise HastenError(f"the original model does not run in onnxruntime: {timed.reason}")
+        raise Unsupported(f"the original model does not run in onnxruntime: {timed.reason}")
     run.say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
     if run.task is not None:
         run.settle_metric()
