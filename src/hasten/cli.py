@@ -16,13 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from hasten import plan
-from hasten.errors import BadInput, ClaimFailed, HastenError, Inconclusive, NothingBetter
+from hasten.errors import BadInput, ClaimFailed, HastenError, Inconclusive, NothingBetter, OutOfResources, Unsupported
 from hasten.version import __version__
+
+UsageError: Any = typer.BadParameter.__base__
+"""click's, wherever this typer keeps it."""
 
 app = typer.Typer(
     name="hasten",
     help="Make a trained neural network faster and smaller on the machine where it runs, within an accuracy budget, and prove both.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -349,6 +351,8 @@ def benchmark(
         print_json(found.to_json())
     else:
         show_benchmark(found)
+    if all(s.failed for s in found.standings):
+        raise Unsupported(f"none of the models could be run: {found.standings[0].name}: {found.standings[0].failed}")
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -587,26 +591,36 @@ def _quiet(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command. A HastenError becomes one line on standard error and its exit code; a traceback comes with --debug only."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """The command. What goes wrong becomes one line on standard error and an exit code; a traceback comes with --debug only."""
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         _add_techniques(next((a for a in arguments if not a.startswith("-")), None))
-        app(arguments, standalone_mode=True)
-    except HastenError as e:
-        if "--debug" in arguments:
-            raise
-        sys.stderr.write(f"hasten: {' '.join(str(e).split())}\n")
-        raise SystemExit(e.exit_code) from None
-    except (KeyboardInterrupt, SystemExit) as e:
+        code = app(arguments, prog_name="hasten", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort, SystemExit) as e:
         if isinstance(e, SystemExit) and e.code != 130:  # 130: typer's answer to KeyboardInterrupt
             raise
-        sys.stderr.write("hasten: interrupted; nothing that was finished is lost, the same command goes on\n")
-        raise SystemExit(130) from None
-    except MemoryError:
-        sys.stderr.write("hasten: out of memory; use a smaller sample of the data, or a smaller --batch\n")
-        raise SystemExit(5) from None
-    except OSError as e:
+        raise _end("interrupted; nothing that was finished is lost, the same command goes on", 130) from None
+    except UsageError as e:
+        verb = e.ctx.command_path if e.ctx else "hasten"
+        raise _end(f"{e.format_message().rstrip('.')}; `{verb} --help` lists what there is.", BadInput.exit_code) from None
+    except Exception as e:
         if "--debug" in arguments:
             raise
-        sys.stderr.write(f"hasten: {e.strerror or e}; free space or choose another place, and run the same command again\n")
-        raise SystemExit(5) from None
+        raise _end(*_explained(e)) from None
+    raise SystemExit(code or 0)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to print and the exit code."""
+    if isinstance(error, HastenError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller sample of the data, or a smaller --batch", OutOfResources.exit_code
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}; free space or choose another place, and run the same command again", OutOfResources.exit_code
+    return f"this is a fault of hasten's, not yours: {type(error).__name__}: {error}. Run it with --debug and report what it prints.", 1
+
+
+def _end(line: str, code: int) -> SystemExit:
+    sys.stderr.write(f"hasten: {' '.join(line.split())}\n")
+    return SystemExit(code)

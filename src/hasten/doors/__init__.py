@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -46,7 +48,7 @@ def load(
 
     Raises BadInput for what can't be read, Unsupported (naming node and operator) for what can't be carried.
     """
-    place = workdir if workdir is not None else Path(tempfile.mkdtemp(prefix="hasten-door-"))
+    place = workdir if workdir is not None else _temporary()
     if isinstance(source, (str, Path)):
         return _load_path(str(source), example_inputs, shapes, place)
     if isinstance(source, Model):
@@ -66,6 +68,13 @@ def load(
     raise BadInput(
         f"a model of type {type(source).__name__} is not understood; give a path, ModelProto, nn.Module, ExportedProgram or keras.Model"
     )
+
+
+def _temporary() -> Path:
+    """A folder that lives as long as this process: the origin's file in it is opened later."""
+    place = Path(tempfile.mkdtemp(prefix="hasten-door-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
 
 
 def _load_path(text: str, example_inputs: Any, shapes: Mapping[str, int] | None, place: Path) -> Loaded:

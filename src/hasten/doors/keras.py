@@ -50,7 +50,7 @@ def load_keras(source: Any, shapes: Mapping[str, int] | None, workdir: Path) -> 
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Unsupported(f"the Keras export ended with exit code {done.returncode}: {last[:300]}") from e
     if "bad_input" in answer:
-        raise BadInput(answer["bad_input"].replace(str(path), "the Keras file"))
+        raise BadInput(f"{source if isinstance(source, Path) else 'the model'}: {answer['bad_input'].replace(str(path), 'the file')}")
     if "unsupported" in answer:
         raise Unsupported(answer["unsupported"])
     (workdir / "origin.names").write_text("\n".join([*answer["inputs"], "", *answer["outputs"]]))

@@ -94,7 +94,7 @@ def compare(
 ) -> Comparison:
     """Both on the test split, paired, and (with `speed`) in rounds of fresh processes.
 
-    Gates: `max_drop` by the estimate's one-sided 95 % bound; `max_slowdown`, such as 1.05, by the interval of the ratio. A gate is kept or
+    Gates: `max_drop` by the one-sided 95 % bounds of the drop; `max_slowdown`, such as 1.05, by the interval of the ratio. A gate is kept or
     broken where the interval says so, not decided where it lies across.
     """
     if max_drop is not None and not math.isfinite(max_drop):
@@ -160,7 +160,10 @@ def _classes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[C
 def _drop_gate(difference: Interval, higher_is_better: bool, max_drop: float) -> str:
     if math.isnan(difference.estimate):
         return BROKEN  # outputs that are no numbers
-    least, most = (-difference.high, -difference.low) if higher_is_better else (difference.low, difference.high)
+    drop = difference.mirrored() if higher_is_better else difference
+    least, most = drop.bound_low, drop.bound_high
+    assert least is not None
+    assert most is not None
     return KEPT if most <= max_drop else BROKEN if least > max_drop else UNDECIDED
 
 

@@ -32,6 +32,11 @@ class Interval:
     bound_low: float | None = None
     bound_high: float | None = None
 
+    def mirrored(self) -> Interval:
+        """The interval of the negated value."""
+        low, high = self.bound_low, self.bound_high
+        return Interval(-self.estimate, -self.high, -self.low, self.level, None if high is None else -high, None if low is None else -low)
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:

@@ -49,6 +49,8 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadInput(f"{name} is {value}, expected more than 0")
+        if not self.runtimes:
+            raise BadInput(f"no runtime to try; use some of {', '.join(RUNTIMES)}")
         for runtime in self.runtimes:
             if runtime not in RUNTIMES:
                 raise BadInput(f"there is no runtime {runtime!r}; use some of {', '.join(RUNTIMES)}")

@@ -19,7 +19,7 @@ from hasten.measure.judge import Failure, Timing
 from hasten.measure.machine import machine
 from hasten.measure.process import Subject
 from hasten.measure.record import Record, Records
-from hasten.measure.statistics import Interval, Verdict, noise_floor, ratio_interval, smallest_provable_drop, verdict
+from hasten.measure.statistics import Verdict, noise_floor, ratio_interval, smallest_provable_drop, verdict
 from hasten.model import Model
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
@@ -28,9 +28,11 @@ from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
 from hasten.task import BoundTask, Task
 
-FINALISTS = 3
-MORE_PAIRS = 12
-"""Rounds of fresh processes when six leave it open whether a finalist is faster."""
+FINALISTS, MOST_FINALISTS, CLOSE = 3, 5, 1.1
+"""The best three of the first timing reach the finals, and whoever came within this factor of the third, up to five."""
+
+MORE_PAIRS, QUIET = 12, 0.05
+"""Rounds of fresh processes when six leave it open whether a finalist is faster, or when the noise floor is above this share."""
 
 WORTH_JUDGING = 0.95
 """Candidates slower than this share of the baseline's speed in the first timing are not judged for accuracy: they can't win."""
@@ -329,9 +331,11 @@ def _judged_or_none(run: Run, outcome: Outcome) -> Judged | None:
 def _finals(run: Run, tried: list[Outcome]) -> None:
     """The finalists against the baseline(s), in rounds of fresh processes; the interval is over the rounds' ratios."""
     rivals = sorted((o for o in tried if not o.reason and o.timing and o.candidate is not run.baseline), key=lambda o: _objective(run, o))
-    for outcome in rivals[FINALISTS:]:
-        outcome.reason = "not among the finalists: three candidates were better in the first timing"
-    finalists = {o.candidate.name: o for o in rivals[:FINALISTS]}
+    enough = _objective(run, rivals[:FINALISTS][-1]) * CLOSE if rivals else 0.0
+    admitted = [o for i, o in enumerate(rivals[:MOST_FINALISTS]) if i < FINALISTS or _objective(run, o) <= enough]
+    for outcome in rivals[len(admitted) :]:
+        outcome.reason = f"not among the finalists: {len(admitted)} candidates were better in the first timing"
+    finalists = {o.candidate.name: o for o in admitted}
     if not finalists:
         return
     subjects = {BASELINE: run.subject(run.baseline), AGAIN: run.subject(run.baseline), **run.subjects}
@@ -357,7 +361,10 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
 
 
 def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome]) -> bool:
-    """Whether some finalist's interval holds 1 although its estimate is above."""
+    """Whether the machine is too noisy to tell finalists apart, or some finalist's interval holds 1 although its estimate is above."""
+    again = _pairs(rounds, BASELINE, AGAIN)
+    if len(again) == len(rounds) and noise_floor(again) > QUIET:
+        return True
     intervals = [ratio_interval(p) for name in finalists if len(p := _pairs(rounds, BASELINE, name)) == len(rounds)]
     return any(i.low <= 1 < i.estimate for i in intervals)
 
@@ -414,22 +421,17 @@ def _not_faster(run: Run, outcome: Outcome) -> str:
 
 
 def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
-    """Best objective first; those that can't be told from the best count as equal and go by accuracy, size, name."""
+    """Best objective first; those within the noise floor of the best count as equal and go by accuracy, size, name."""
     rest, ordered = sorted(finalists, key=lambda o: _objective(run, o)), []
     while rest:
         best = _objective(run, rest[0])
         floor = 0.0 if run.budget.objective == "size" else rest[0].floor
-        # Within the noise floor, or where the better one's estimate lies within the other's own interval: not to be told apart.
-        equal = [o for o in rest if _objective(run, o) <= best * (1 + floor) or _indistinct(run, o, 1 / best)]
+        equal = [o for o in rest if _objective(run, o) <= best * (1 + floor)]
         sign = -1 if run.task is None or run.task.metric.higher_is_better else 1
         equal.sort(key=lambda o: (sign * (o.accuracy.value if o.accuracy else 0.0), o.size, o.candidate.name))
         ordered += equal
         rest = [o for o in rest if o not in equal]
     return ordered
-
-
-def _indistinct(run: Run, outcome: Outcome, best_ratio: float) -> bool:
-    return run.budget.objective != "size" and outcome.ratio is not None and outcome.ratio.high >= best_ratio
 
 
 def _objective(run: Run, outcome: Outcome) -> float:
@@ -463,7 +465,7 @@ def verdict_of(run: Run, judged: Judged) -> Verdict:
     assert run.task is not None
     difference = judged.difference
     if not run.task.metric.higher_is_better:
-        difference = Interval(-difference.estimate, -difference.high, -difference.low, difference.level)
+        difference = difference.mirrored()
     return verdict(difference, allowed_drop(run), judged.samples)
 
 
