@@ -596,9 +596,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _add_techniques(next((a for a in arguments if not a.startswith("-")), None))
         code = app(arguments, prog_name="hasten", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort, SystemExit) as e:
-        if isinstance(e, SystemExit) and e.code != 130:  # 130: typer's answer to KeyboardInterrupt
-            raise
+        if code == 130:  # typer's answer to KeyboardInterrupt
+            raise KeyboardInterrupt
+    except (KeyboardInterrupt, typer.Abort):
         raise _end("interrupted; nothing that was finished is lost, the same command goes on", 130) from None
     except UsageError as e:
         verb = e.ctx.command_path if e.ctx else "hasten"
