@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,15 +121,14 @@ class Model:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ONNX file atomically; above 1.5 GB of weights they go to `<name>.data` beside it."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
+            written = Path(place) / target.name
             if self.weight_bytes > EXTERNAL_ABOVE:
-                ir.save(_with_history(self.ir.clone(), self.history), temporary, external_data=f"{target.name}.data")
+                ir.save(_with_history(self.ir.clone(), self.history), written, external_data=f"{target.name}.data")
+                os.replace(f"{written}.data", f"{target}.data")
             else:
-                temporary.write_bytes(self.to_bytes())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+                written.write_bytes(self.to_bytes())
+            os.replace(written, target)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Model:

@@ -136,6 +136,30 @@ def test_external_data_is_read_from_below_the_folder_alone(tmp_path):
         load_onnx(good)
 
 
+def test_files_above_two_gigabytes_go_in_and_out(tmp_path):
+    rows = (2 << 30) // 4096 + 7
+    proto = proto_of("g (int64[N] i) => (float[N, 1024] y) { y = Gather (w, i) }", {"w": np.ones((1, 1024))})
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.dims[0] = rows
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "big.onnx").write_bytes(proto.SerializeToString())
+    with (tmp_path / "w.bin").open("wb") as file:  # sparse but for its last row
+        file.truncate(rows * 4096)
+        file.seek((rows - 1) * 4096)
+        file.write(np.arange(1024, dtype=np.float32).tobytes())
+    model = load_onnx(tmp_path / "big.onnx")
+    assert model.weight_bytes > 2 << 30
+    (tmp_path / "out").mkdir()
+    model.save(tmp_path / "out" / "copy.onnx")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"copy.onnx", "copy.onnx.data"}
+    session = ort.InferenceSession(str(tmp_path / "out" / "copy.onnx"))
+    last, first = session.run(None, {"i": np.array([rows - 1, 0])})[0]
+    assert last.tolist() == list(range(1024))
+    assert not first.any()
+
+
 def test_a_proto_in_memory_is_left_as_it_is():
     proto = proto_of("g (float[N] x) => (float[N] y) { y = Relu (x) }", opset=13)
     before = proto.SerializeToString()

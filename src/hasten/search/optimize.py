@@ -31,8 +31,9 @@ from hasten.task import BoundTask, Task
 FINALISTS, MOST_FINALISTS, CLOSE = 3, 5, 1.1
 """The best three of the first timing reach the finals, and whoever came within this factor of the third, up to five."""
 
-MORE_PAIRS, QUIET = 12, 0.05
-"""Rounds of fresh processes when six leave it open whether a finalist is faster, or when the noise floor is above this share."""
+MORE_PAIRS, QUIET, PATIENCE = 12, 0.05, 45.0
+"""Rounds of fresh processes when six leave it open whether a finalist is faster; also, for so many seconds, when the noise floor is above
+this share."""
 
 WORTH_JUDGING = 0.95
 """Candidates slower than this share of the baseline's speed in the first timing are not judged for accuracy: they can't win."""
@@ -342,7 +343,10 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
     subjects |= {name: run.subject(o.candidate) for name, o in finalists.items()}
     rounds: list[dict[str, Timing | Failure]] = []
     run.say(f"finals: {len(finalists)} candidates, {judge.PAIRS} rounds of fresh processes")
-    while len(rounds) < judge.PAIRS or (len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists)):
+    patient_until = time.monotonic() + PATIENCE
+    while len(rounds) < judge.PAIRS or (
+        len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists, noisy=time.monotonic() < patient_until)
+    ):
         rounds.append(run.duel(subjects, len(rounds)))
     floor = noise_floor(_pairs(rounds, BASELINE, AGAIN))
     for name, outcome in finalists.items():
@@ -360,10 +364,10 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
     run.say(f"  noise floor (A/A, the same way): {floor:.1%}")
 
 
-def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome]) -> bool:
-    """Whether the machine is too noisy to tell finalists apart, or some finalist's interval holds 1 although its estimate is above."""
+def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome], noisy: bool) -> bool:
+    """Whether some finalist's interval holds 1 although its estimate is above, or (`noisy`) finalists can't be told apart for the noise."""
     again = _pairs(rounds, BASELINE, AGAIN)
-    if len(again) == len(rounds) and noise_floor(again) > QUIET:
+    if noisy and len(again) == len(rounds) and noise_floor(again) > QUIET:
         return True
     intervals = [ratio_interval(p) for name in finalists if len(p := _pairs(rounds, BASELINE, name)) == len(rounds)]
     return any(i.low <= 1 < i.estimate for i in intervals)

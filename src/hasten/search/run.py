@@ -59,6 +59,8 @@ class Run:
     started: float = dataclasses.field(default_factory=time.monotonic)
     _predictions: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
     _labels: dict[str, Array] = dataclasses.field(default_factory=dict)
+    _beside: Timing | Failure | None = None
+    """The baseline's last screening time, until a second candidate was set against it."""
 
     def __post_init__(self) -> None:
         self.baseline = Candidate(ORIGINAL, "onnxruntime", self.target)
@@ -131,15 +133,18 @@ class Run:
     # --- speed
 
     def screen(self, name: str, subject: Subject) -> tuple[Timing | Failure, float]:
-        """A first timing, in one process right after one of the baseline: (timing, how many times faster than that baseline).
+        """A first timing, in one process beside one of the baseline: (timing, how many times faster than that baseline).
 
-        The machine's own speed drifts by tens of percent in minutes, so a timing says something only beside another one of the same moment.
+        The machine's own speed drifts by tens of percent in minutes, so a timing says something only beside another one of the same
+        moment. Two candidates share a baseline: the one after it and the next.
         """
-        method = "one fresh process after one of the baseline: median of 5 rounds of about 40 ms; percentiles of single calls"
+        method = "one fresh process beside one of the baseline: median of 5 rounds of about 40 ms; percentiles of single calls"
 
         def compute() -> dict[str, Any]:
-            pair = judge.duel_round({"baseline": self.subject(self.baseline), name: subject}, self.feeds, 0, self.budget.percentile)
-            before, timed = pair["baseline"], pair[name]
+            shared, self._beside = self._beside, None
+            before = shared or judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile)
+            timed = judge.time_once(subject, self.feeds, self.budget.percentile)
+            self._beside = None if shared else before
             ratio = before.seconds / timed.seconds if isinstance(before, Timing) and isinstance(timed, Timing) else 0.0
             return {"timing": dataclasses.asdict(timed), "ratio": ratio}
 
