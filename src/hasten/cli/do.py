@@ -1,0 +1,182 @@
+"""Verbs that make: optimize, run, convert."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hasten import plan
+from hasten.cli.options import (
+    BatchOpt,
+    DataOpt,
+    DataOptions,
+    DebugOpt,
+    ExampleOpt,
+    JsonOpt,
+    LabelOpt,
+    LabelsOpt,
+    LowerOpt,
+    MetricOpt,
+    ModelArg,
+    OutOpt,
+    OutputOpt,
+    PreprocessOpt,
+    SeedOpt,
+    ShapeOpt,
+    TestOpt,
+    ThreadsOpt,
+    ports,
+    print_json,
+    print_line,
+    quiet,
+    save,
+    shapes_of,
+    stem,
+)
+from hasten.errors import BadInput, NothingBetter
+
+
+def optimize(
+    model: ModelArg,
+    data: DataOpt = None,
+    out: OutOpt = None,
+    max_drop: Annotated[float, typer.Option("--max-drop", help="Drop of the metric that is allowed, absolute.")] = 0.01,
+    min_agreement: Annotated[float, typer.Option("--min-agreement", help="Without labels: agreement with the original to keep.")] = 0.98,
+    objective: Annotated[str, typer.Option("--objective", help="latency, throughput or size.")] = "latency",
+    max_latency: Annotated[str | None, typer.Option("--max-latency", help="A limit such as 10us or 2ms, at --percentile.")] = None,
+    percentile: Annotated[float, typer.Option("--percentile", help="The percentile that --max-latency is about.")] = 50.0,
+    max_size: Annotated[str | None, typer.Option("--max-size", help="A limit for the file, such as 4MB.")] = None,
+    max_memory: Annotated[str | None, typer.Option("--max-memory", help="A limit for the process, such as 500MB.")] = None,
+    time_limit: Annotated[str | None, typer.Option("--time-limit", help="Stop trying after this, such as 10m.")] = None,
+    batch: BatchOpt = None,
+    threads: ThreadsOpt = None,
+    runtimes: Annotated[str, typer.Option("--runtimes", help="Runtimes to try, by commas.")] = "onnxruntime,openvino",
+    strict: Annotated[bool, typer.Option("--strict", help="Accept only what the test data proves.")] = False,
+    test: TestOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    metric: MetricOpt = "accuracy",
+    lower_is_better: LowerOpt = False,
+    output: OutputOpt = None,
+    shape: ShapeOpt = None,
+    keep_dynamic: Annotated[bool, typer.Option("--keep-dynamic", help="Leave dynamic axes dynamic, whatever shape the data has.")] = False,
+    example_input: ExampleOpt = None,
+    seed: SeedOpt = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Find the fastest model that keeps the budget, and prove it. An interrupted run goes on with the same command.
+
+    [bold]hasten optimize lenet.onnx --data mnist/ --max-drop 0.005 -o lenet.hasten[/]
+
+    [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch[/]
+    """
+    from hasten import doors
+    from hasten.search.budget import parse_quantity
+    from hasten.search.optimize import optimize as run
+
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    say = quiet if as_json else print_line
+    result = run(
+        model,
+        options.task(),
+        out=out or f"{stem(model)}.hasten",
+        example_inputs=doors.parse_example_input(example_input) if example_input else None,
+        shapes=shapes_of(shape),
+        keep_dynamic=keep_dynamic,
+        resume=resume,
+        force=force,
+        say=say,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
+        objective=objective,
+        max_latency=parse_quantity(max_latency, "time") if max_latency else None,
+        percentile=percentile,
+        max_size=int(parse_quantity(max_size, "size")) if max_size else None,
+        max_memory=int(parse_quantity(max_memory, "size")) if max_memory else None,
+        time_limit=parse_quantity(time_limit, "time") if time_limit else None,
+        batch=batch,
+        threads=threads,
+        strict=strict,
+        runtimes=tuple(r.strip() for r in runtimes.split(",") if r.strip()),
+        seed=seed,
+    )
+    if as_json:
+        print_json(result.manifest)
+    else:
+        from hasten.report.terminal import show_result
+
+        show_result(result)
+    if not result.better:
+        raise NothingBetter(result.reason)
+
+
+def run_plan(
+    plan_file: Annotated[str, typer.Argument(metavar="PLAN.JSON", help="A plan that `hasten optimize` wrote.")],
+    model: ModelArg,
+    out: Annotated[str, typer.Option("-o", "--out", help="The folder to write model.onnx and plan.json to.")],
+    data: DataOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    example_input: ExampleOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run.
+
+    [bold]hasten run lenet.hasten/plan.json lenet.onnx -o again[/]
+
+    [bold]hasten run plan.json model.onnx --data images.zip -o out[/]
+    """
+    from hasten import doors
+    from hasten.folder import MODEL, PLAN, unwritable, write_atomically
+
+    path = Path(plan_file)
+    if not path.is_file():
+        raise BadInput(f"{plan_file} does not exist; expected a plan.json that `hasten optimize` wrote")
+    todo = plan.Plan.from_json(path.read_text(errors="replace"))
+    place = Path(out)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise BadInput(f"{out} exists and is not an empty folder; give -o another one")
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        examples = doors.parse_example_input(example_input) if example_input else None
+        loaded = doors.load(model, example_inputs=examples, shapes=todo.shapes or None, workdir=Path(private)).model
+        task = DataOptions(data, None, labels, label, preprocess).task()
+        made, done = plan.run(todo, loaded, task.bind(loaded) if task else None)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise unwritable(out, e, "give -o a folder that can") from e
+    made.save(place / MODEL)
+    write_atomically(place / PLAN, done.to_json().encode())
+    print_line(f"{place / MODEL}: {len(done.steps)} techniques, {(place / MODEL).stat().st_size} bytes, digest {made.digest[:16]}")
+
+
+def convert(
+    model: ModelArg,
+    out: Annotated[str, typer.Argument(help="The .onnx file to write.")],
+    example_input: ExampleOpt = None,
+    shape: ShapeOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Carry a model through its door to ONNX, checked against its own framework's prediction. Nothing is optimised.
+
+    [bold]hasten convert model.keras model.onnx[/]
+
+    [bold]hasten convert net.py:make net.onnx --example-input 1x3x32x32[/]
+    """
+    from hasten import doors
+
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        examples = doors.parse_example_input(example_input) if example_input else None
+        loaded = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
+        save(loaded.model, out)
+    for note in loaded.notes:
+        print_line(note)
+    print_line(f"{out}: {len(loaded.model.ir.graph)} nodes, inputs {ports(loaded.model.inputs)}, outputs {ports(loaded.model.outputs)}")

@@ -1,0 +1,206 @@
+"""Verbs that judge: evaluate, benchmark, compare, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hasten.cli.options import (
+    BatchOpt,
+    DataOpt,
+    DataOptions,
+    DebugOpt,
+    ExampleOpt,
+    JsonOpt,
+    LabelOpt,
+    LabelsOpt,
+    LowerOpt,
+    MetricOpt,
+    ModelArg,
+    OutputOpt,
+    PreprocessOpt,
+    RoundsOpt,
+    RuntimeOpt,
+    SeedOpt,
+    ShapeOpt,
+    TestOpt,
+    ThreadsOpt,
+    enter,
+    print_json,
+    print_line,
+    quiet,
+)
+from hasten.errors import ClaimFailed, Inconclusive, Unsupported
+
+
+def evaluate(
+    model: ModelArg,
+    data: Annotated[str, typer.Option("--data", help="Data to judge by.")],
+    runtime: RuntimeOpt = "onnxruntime",
+    test: TestOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    metric: MetricOpt = "accuracy",
+    lower_is_better: LowerOpt = False,
+    output: OutputOpt = None,
+    shape: ShapeOpt = None,
+    example_input: ExampleOpt = None,
+    threads: ThreadsOpt = None,
+    batch: BatchOpt = None,
+    seed: SeedOpt = 0,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """The metric's value on the test split with its 95 % interval, in the runtime that would run it.
+
+    [bold]hasten evaluate lenet.onnx --data mnist/[/]
+
+    [bold]hasten evaluate lenet.hasten --data mnist/ --metric f1[/]
+    """
+    from hasten.measure.compare import evaluate as judge
+
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        contestant = enter(model, Path(private), runtime, threads, batch, shape, example_input)
+        found = judge(contestant, options.task().bind(contestant.model))
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        low, high = found.interval.low, found.interval.high
+        print_line(f"{contestant.name}: {found.metric} {found.value:.4f}, 95 % interval {low:.4f} to {high:.4f}, {found.samples} samples")
+
+
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Models, or folders that hasten wrote; the first is compared with.")],
+    data: DataOpt = None,
+    runtime: RuntimeOpt = "onnxruntime",
+    rounds: RoundsOpt = 6,
+    preprocess: PreprocessOpt = None,
+    label: LabelOpt = None,
+    labels: LabelsOpt = None,
+    shape: ShapeOpt = None,
+    example_input: ExampleOpt = None,
+    threads: ThreadsOpt = None,
+    batch: BatchOpt = None,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Time models side by side, each in fresh processes, interleaved; with the noise floor.
+
+    [bold]hasten benchmark lenet.onnx lenet.hasten[/]
+
+    [bold]hasten benchmark a.onnx b.onnx --runtime openvino --batch 8[/]
+    """
+    from hasten.measure.benchmark import benchmark as measure
+    from hasten.measure.contestant import feeds_for
+    from hasten.report.terminal import show_benchmark
+
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        contestants = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in models]
+        task = DataOptions(data, None, labels, label, preprocess).task()
+        feeds = [feeds_for(c, task.bind(c.model) if task else None) for c in contestants]
+        found = measure(contestants, feeds, rounds, quiet if as_json else print_line)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_benchmark(found)
+    if all(s.failed for s in found.standings):
+        raise Unsupported(f"none of the models could be run: {found.standings[0].name}: {found.standings[0].failed}")
+
+
+def compare(
+    before: Annotated[str, typer.Argument(help="The model, or folder, that is compared with.")],
+    after: Annotated[str, typer.Argument(help="The model, or folder, that is judged.")],
+    data: Annotated[str, typer.Option("--data", help="Data to judge by.")],
+    max_drop: Annotated[float | None, typer.Option("--max-drop", help="Gate: the drop of the metric that is allowed.")] = None,
+    max_slowdown: Annotated[
+        float | None, typer.Option("--max-slowdown", help="Gate: how many times slower is allowed, such as 1.05.")
+    ] = None,
+    skip_speed: Annotated[bool, typer.Option("--skip-speed", help="Judge accuracy alone.")] = False,
+    runtime: RuntimeOpt = "onnxruntime",
+    rounds: RoundsOpt = 6,
+    test: TestOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    metric: MetricOpt = "accuracy",
+    lower_is_better: LowerOpt = False,
+    output: OutputOpt = None,
+    shape: ShapeOpt = None,
+    example_input: ExampleOpt = None,
+    threads: ThreadsOpt = None,
+    batch: BatchOpt = None,
+    seed: SeedOpt = 0,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Two models on the same samples, and side by side in time: difference with interval, flips, classes. A gate for CI (exit codes 0, 6, 7).
+
+    [bold]hasten compare a.onnx b.onnx --data mnist/ --max-drop 0.005 --max-slowdown 1.05[/]
+
+    [bold]hasten compare model.onnx model.hasten --data images.zip --preprocess imagenet-torch[/]
+    """
+    from hasten.measure import compare as comparing
+    from hasten.report.terminal import show_comparison
+
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
+        task = options.task().bind(sides[0].model)
+        say = quiet if as_json else print_line
+        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        show_comparison(found, sides[0].name, sides[1].name)
+    gates = {"accuracy": found.accuracy_gate, "speed": found.speed_gate}
+    if broken := [name for name, gate in gates.items() if gate == comparing.BROKEN]:
+        raise ClaimFailed(f"the gate for {' and '.join(broken)} is broken: {after} is worse than the limit allows")
+    if undecided := [name for name, gate in gates.items() if gate == comparing.UNDECIDED]:
+        raise Inconclusive(
+            f"the gate for {' and '.join(undecided)} can't be decided: the interval lies across the limit; use more data or rounds"
+        )
+
+
+def verify(
+    folder: Annotated[str, typer.Argument(help="A folder that `hasten optimize` wrote.")],
+    data: DataOpt = None,
+    skip_speed: Annotated[bool, typer.Option("--skip-speed", help="For another machine: digests and accuracy alone.")] = False,
+    rounds: RoundsOpt = 6,
+    test: TestOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    metric: MetricOpt = "accuracy",
+    lower_is_better: LowerOpt = False,
+    output: OutputOpt = None,
+    seed: SeedOpt = 0,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Measure again what a folder claims: digests, speed, and accuracy where data is given. Exit code 6 where a claim fails.
+
+    [bold]hasten verify lenet.hasten --data mnist/[/]
+
+    [bold]hasten verify lenet.hasten --skip-speed[/]
+    """
+    from hasten.measure import verify as verifying
+    from hasten.report.terminal import show_claims
+
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        say = quiet if as_json else print_line
+        claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds, say)
+    if as_json:
+        print_json([dataclasses.asdict(c) for c in claims])
+    else:
+        show_claims(claims)
+    if failed := [c.name for c in claims if c.state == verifying.FAILS]:
+        raise ClaimFailed(f"{folder}: the claim on {' and '.join(failed)} does not hold here")
+    if not skip_speed and any(c.name == "speed" and c.state == verifying.OPEN for c in claims):
+        raise Inconclusive(f"{folder}: the speed was measured on another machine; --skip-speed leaves it out")

@@ -1,0 +1,87 @@
+"""The techniques' verbs, made from plan.TECHNIQUES: model in, model out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect as inspection
+import tempfile
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hasten import plan
+from hasten.cli.options import (
+    DataOpt,
+    DataOptions,
+    DebugOpt,
+    ExampleOpt,
+    LabelOpt,
+    LabelsOpt,
+    ModelArg,
+    PreprocessOpt,
+    ShapeOpt,
+    print_line,
+    save,
+    shapes_of,
+)
+
+
+def technique_command(row: plan.Row) -> Callable[..., None]:
+    """The verb of one technique: its settings' fields are its options."""
+    fields = dataclasses.fields(row.settings)
+    types = typing.get_type_hints(row.settings)
+
+    def command(**given: Any) -> None:
+        from hasten import doors
+
+        source, out = given.pop("model"), given.pop("out")
+        options = DataOptions(
+            given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
+        )
+        shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
+        given.pop("debug")
+        settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
+        with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+            examples = doors.parse_example_input(example) if example else None
+            model = doors.load(source, example_inputs=examples, shapes=shapes, workdir=Path(private)).model
+            task = options.task()
+            bound = task.bind(model) if task else None
+            if row.phase >= plan.Phase.QUANTIZE:
+                from hasten.search.candidates import GRAPH, Recipe
+
+                model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
+                print_line(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
+            made = row.apply(model, settings, bound)
+            save(made, out)
+        step = made.history[-1]
+        print_line(f"{out}: {row.verb} changed {step.changed} nodes, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes")
+        for skip in step.skipped:
+            print_line(f"  left alone: {skip.node}: {skip.why}")
+
+    kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspection.Parameter("model", kinds[0], annotation=ModelArg),
+        inspection.Parameter("out", kinds[0], annotation=Annotated[str, typer.Argument(help="The .onnx file to write.")]),
+    ]
+    for field in fields:
+        kind = types[field.name]
+        listed = typing.get_origin(kind) is tuple
+        annotation = Annotated[list[str] | None if listed else kind, typer.Option(rich_help_panel="Settings")]  # type: ignore[valid-type]
+        parameters.append(inspection.Parameter(field.name, kinds[1], annotation=annotation, default=None if listed else field.default))
+    if row.observes:
+        for name, kind in (("data", DataOpt), ("labels", LabelsOpt), ("label", LabelOpt), ("preprocess", PreprocessOpt)):
+            parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=None))
+    for name, kind, default in (("shape", ShapeOpt, None), ("example_input", ExampleOpt, None), ("debug", DebugOpt, False)):
+        parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=default))
+    command.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    data = " --data images.zip" if row.observes else ""
+    settings_text = inspection.getdoc(row.settings) or ""
+    command.__doc__ = (
+        f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
+        f"[bold]hasten {row.verb} model.onnx out.onnx{data}[/]\n\n[bold]hasten {row.verb} model.keras out.onnx{data}[/]"
+    )
+    return command
