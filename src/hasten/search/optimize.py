@@ -311,6 +311,7 @@ def _judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict
             continue
         if outcome.screened < WORTH_JUDGING:
             outcome.reason = f"slower than the baseline: × {outcome.screened:.2f}"
+            voice().candidate(outcome.candidate.name, note="slower than the baseline")
             continue
         if found >= FINALISTS and time.monotonic() - start > limit:
             outcome.reason = f"not judged: {found} faster candidates keep the budget"
@@ -328,6 +329,7 @@ def _judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict
         if found == 1:
             save_best(run, outcome, folder, shapes)
             voice().say(f"best so far: {outcome.candidate.name}")
+    voice().step("accuracy on validate", len(timed), len(timed))
 
 
 def _judged_or_none(run: Run, outcome: Outcome) -> Judged | None:
