@@ -15,6 +15,8 @@ from hasten.cli.options import (
     DataOptions,
     DebugOpt,
     ExampleOpt,
+    ExplainOpt,
+    ExplainSamplesOpt,
     JsonOpt,
     LabelOpt,
     LabelsOpt,
@@ -24,6 +26,9 @@ from hasten.cli.options import (
     OutOpt,
     OutputOpt,
     PreprocessOpt,
+    PriceOpt,
+    RobustOpt,
+    RobustSamplesOpt,
     SeedOpt,
     ShapeOpt,
     TestOpt,
@@ -32,6 +37,7 @@ from hasten.cli.options import (
     print_json,
     print_line,
     quiet,
+    samples_alone,
     save,
     shapes_of,
     stem,
@@ -66,6 +72,14 @@ def optimize(
     keep_dynamic: Annotated[bool, typer.Option("--keep-dynamic", help="Leave dynamic axes dynamic, whatever shape the data has.")] = False,
     example_input: ExampleOpt = None,
     seed: SeedOpt = 0,
+    robust: RobustOpt = False,
+    robust_samples: RobustSamplesOpt = None,
+    explain: ExplainOpt = False,
+    explain_samples: ExplainSamplesOpt = None,
+    price_per_hour: PriceOpt = None,
+    watts_per_core: Annotated[
+        float, typer.Option("--watts-per-core", help="For the estimate of energy where the processor's counters can't be read.")
+    ] = 6.0,
     resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
     as_json: JsonOpt = False,
@@ -79,8 +93,10 @@ def optimize(
     """
     from hasten import doors
     from hasten.search.budget import parse_quantity
+    from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
 
+    samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
     say = quiet if as_json else print_line
     result = run(
@@ -93,6 +109,7 @@ def optimize(
         resume=resume,
         force=force,
         say=say,
+        wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts_per_core),
         max_drop=max_drop,
         min_agreement=min_agreement,
         objective=objective,
