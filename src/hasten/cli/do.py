@@ -15,6 +15,8 @@ from hasten.cli.options import (
     DataOptions,
     DebugOpt,
     ExampleOpt,
+    ExplainOpt,
+    ExplainSamplesOpt,
     JsonOpt,
     LabelOpt,
     LabelsOpt,
@@ -24,7 +26,10 @@ from hasten.cli.options import (
     OutOpt,
     OutputOpt,
     PreprocessOpt,
+    PriceOpt,
     QuietOpt,
+    RobustOpt,
+    RobustSamplesOpt,
     SeedOpt,
     ShapeOpt,
     TestOpt,
@@ -33,6 +38,7 @@ from hasten.cli.options import (
     ports,
     print_json,
     print_line,
+    samples_alone,
     save,
     shapes_of,
     stem,
@@ -68,6 +74,14 @@ def optimize(
     keep_dynamic: Annotated[bool, typer.Option("--keep-dynamic", help="Leave dynamic axes dynamic, whatever shape the data has.")] = False,
     example_input: ExampleOpt = None,
     seed: SeedOpt = 0,
+    robust: RobustOpt = False,
+    robust_samples: RobustSamplesOpt = None,
+    explain: ExplainOpt = False,
+    explain_samples: ExplainSamplesOpt = None,
+    price_per_hour: PriceOpt = None,
+    watts_per_core: Annotated[
+        float, typer.Option("--watts-per-core", help="For the estimate of energy where the processor's counters can't be read.")
+    ] = 6.0,
     resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
     quiet: QuietOpt = False,
@@ -83,8 +97,10 @@ def optimize(
     """
     from hasten import doors
     from hasten.search.budget import parse_quantity
+    from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
 
+    samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
     with telling(as_json, quiet, verbose):
         result = run(
@@ -96,6 +112,7 @@ def optimize(
             keep_dynamic=keep_dynamic,
             resume=resume,
             force=force,
+            wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts_per_core),
             max_drop=max_drop,
             min_agreement=min_agreement,
             objective=objective,

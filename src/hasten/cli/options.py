@@ -47,6 +47,18 @@ QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result 
 VerboseOpt = Annotated[bool, typer.Option("-v", "--verbose", help="Also say what was not tried, and why.")]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OutOpt = Annotated[str | None, typer.Option("-o", "--out", help="The folder or file to write.")]
+PriceOpt = Annotated[
+    float | None,
+    typer.Option("--price-per-hour", help="What an hour of this machine costs: adds the computed price of a million predictions."),
+]
+RobustOpt = Annotated[
+    bool, typer.Option("--robust", help="Also under noise, blur, contrast, …, dropout, out of range; and the calibration error.")
+]
+RobustSamplesOpt = Annotated[
+    int | None, typer.Option("--robust-samples", min=2, help="Samples for --robust; 500, and fewer where they are large, by default.")
+]
+ExplainOpt = Annotated[bool, typer.Option("--explain", help="Also whether both look at the same places: occlusion attributions.")]
+ExplainSamplesOpt = Annotated[int | None, typer.Option("--explain-samples", min=2, help="Samples for --explain; 32 by default.")]
 RoundsOpt = Annotated[int, typer.Option("--rounds", min=2, help="Rounds of fresh processes.")]
 
 
@@ -108,6 +120,13 @@ def shapes_of(texts: list[str] | None) -> dict[str, int] | None:
             raise BadInput(f"--shape {text!r} is not understood; expected AXIS=SIZE such as seq=128")
         shapes[name] = int(size)
     return shapes or None
+
+
+def samples_alone(robust: bool, robust_samples: int | None, explain: bool, explain_samples: int | None) -> None:
+    """Raises BadInput where a number of samples came without what it is for."""
+    for name, wanted, samples in (("robust", robust, robust_samples), ("explain", explain, explain_samples)):
+        if samples is not None and not wanted:
+            raise BadInput(f"--{name}-samples came without --{name}; give --{name} too")
 
 
 def save(model: Any, out: str) -> None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from hasten.errors import BadInput
 from hasten.measure import judge
 from hasten.measure.benchmark import Benchmark, benchmark
+from hasten.measure.calibration import Calibration, calibration
 from hasten.measure.contestant import Contestant, feeds_for
+from hasten.measure.explain import Explanation, explain
 from hasten.measure.process import WorkerFailed
+from hasten.measure.robustness import Robustness, robustness
 from hasten.measure.statistics import Interval, paired_difference, value_interval, whole_set_difference
 from hasten.metrics import are_class_scores, decide
 from hasten.task import BoundTask, Metric, Split
@@ -44,7 +47,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`difference` = after − before in the metric's unit; `flips`: samples whose predicted class changed (None where there are no classes)."""
+    """`difference` = after − before in the metric's unit; `flips`: samples whose predicted class changed (None where there are no classes).
+
+    `robustness`, `calibration` and `explanation` are there where they were asked for.
+    """
 
     metric: str
     higher_is_better: bool
@@ -57,6 +63,9 @@ class Comparison:
     speed: Benchmark | None
     accuracy_gate: str | None = None
     speed_gate: str | None = None
+    robustness: Robustness | None = None
+    calibration: Calibration | None = None
+    explanation: Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -121,6 +130,32 @@ def compare(
         None if max_drop is None else _drop_gate(difference, metric.higher_is_better, max_drop),
         None if max_slowdown is None else _speed_gate(timed, max_slowdown),
     )
+
+
+def under_corruption(
+    before: Contestant,
+    after: Contestant,
+    task: BoundTask,
+    samples: int | None = None,
+    seed: int = 0,
+) -> tuple[Robustness, Calibration | None]:
+    """Robustness, and the calibration error on the whole test split where there are labels and class scores."""
+    split = test_split(task)
+    try:
+        found = robustness(before.subject, after.subject, task, before.model.inputs, samples, seed)
+    except WorkerFailed as e:
+        raise BadInput(f"{before.name} and {after.name} can't both be run on corrupted data: {e}") from e
+    if split.labels is None:
+        return found, None
+    return found, calibration(predictions(before, task, split), predictions(after, task, split), split.labels)
+
+
+def attributions(before: Contestant, after: Contestant, task: BoundTask, samples: int, seed: int = 0) -> Explanation:
+    """Whether the attributions of the first survive in the second."""
+    try:
+        return explain(before.subject, after.subject, task, before.model.inputs, samples, seed)
+    except WorkerFailed as e:
+        raise BadInput(f"{before.name} and {after.name} can't both be run on masked data: {e}") from e
 
 
 def test_split(task: BoundTask) -> Split:

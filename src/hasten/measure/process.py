@@ -88,6 +88,10 @@ class Worker:
         )
         return header["rounds"], arrays["calls"].tolist(), header["peak_memory"]
 
+    def energy(self, feeds: Arrays, seconds: float, warm_up: int = 5) -> dict[str, Any]:
+        """Calls for about `seconds`, and what they took: `calls`, `seconds`, `cpu_seconds`, `joules` (None where it can't be read)."""
+        return self._ask({"do": "energy", "seconds": seconds, "warm_up": warm_up}, feeds)[0]
+
     def close(self) -> None:
         """End the process, at once."""
         self._done.set()

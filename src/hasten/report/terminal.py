@@ -12,8 +12,10 @@ from rich.table import Table
 from hasten.facts import Facts
 from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
+from hasten.measure.cost import FORMULA
 from hasten.measure.verify import Claim
 from hasten.model import Model, Port
+from hasten.report import extras
 from hasten.report.numbers import count, seconds, size
 from hasten.search.result import Choice, Result
 
@@ -46,6 +48,10 @@ def _show_candidates(result: Result, console: Console) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"not timed: {names[0]}{more}: {reason}", soft_wrap=True, markup=False)
     console.print()
+    details = result.manifest.get("details", {})
+    if "levels" in details.get("robustness", {}):
+        _show_robustness(console, details["robustness"])
+        console.print()
 
 
 def verdict(result: Result) -> list[str]:
@@ -53,7 +59,8 @@ def verdict(result: Result) -> list[str]:
     best, baseline = result.best, next(c for c in result.candidates if c.recipe == "original" and c.runtime == "onnxruntime")
     machine = result.manifest["machine"]["cpu"]
     if not result.better or best.ratio is None:
-        return [f"the original is returned: {result.reason}", f"{result.folder}: usable as it is; measured on {machine}"]
+        usable = f"{result.folder}: usable as it is; measured on {machine}"
+        return [f"the original is returned: {result.reason}", *extra_lines(result), usable]
     ratio = best.ratio
     lines = [
         f"{best.name}: {ratio['estimate']:.2f} × faster [{ratio['low']:.2f}, {ratio['high']:.2f}] than the original in onnxruntime, "
@@ -63,8 +70,25 @@ def verdict(result: Result) -> list[str]:
         lines.append(f"against {name}, the model's own framework: {own['estimate']:.2f} × faster [{own['low']:.2f}, {own['high']:.2f}]")
     lines.append(f"size: {size(best.size)}, {baseline.size / best.size:.2f} × smaller; A/A noise floor {best.noise_floor or 0:.1%}")
     lines.append(accuracy_line(best, result))
+    lines += extra_lines(result)
     lines.append(f"run it: python {result.folder / 'run.py'} --measure   check it: hasten verify {result.folder}")
     return lines
+
+
+EXTRA_LINES = (
+    ("robustness", extras.robustness_words),
+    ("calibration", extras.calibration_line),
+    ("explanation", extras.explanation_line),
+    ("cost", extras.cost_line),
+    ("energy", extras.energy_line),
+)
+
+
+def extra_lines(result: Result) -> list[str]:
+    """A line for each of the details that were gathered; why, where one could not be."""
+    details = result.manifest.get("details", {})
+    found = [(name, line, details[name]) for name, line in EXTRA_LINES if name in details]
+    return [f"{name}: {values['failed']}" if "failed" in values else line(values) for name, line, values in found]
 
 
 def accuracy_line(best: Choice, result: Result) -> str:
@@ -117,22 +141,34 @@ def show_facts(model: Model, facts: Facts) -> None:
 
 def show_benchmark(found: Benchmark) -> None:
     """The standings."""
-    table = Table("model", "time", "p50", "p95", "p99", "samples/s", "memory", "load", "size", "against the first", box=None)
+    priced = ["a million"] if found.price_per_hour is not None else []
+    table = Table("model", "time", "p50", "p95", "p99", "samples/s", "memory", "load", "size", "against the first", *priced, box=None)
     for s in found.standings:
         if s.failed:
             table.add_row(s.name, s.failed)
             continue
         assert s.percentiles is not None
         ratio = f"× {s.ratio.estimate:.3f} [{s.ratio.low:.3f}, {s.ratio.high:.3f}]" if s.ratio and s is not found.standings[0] else "–"
+        price = [f"{s.price_per_million:.4g}"] if s.price_per_million is not None else []
         ranks = (seconds(s.percentiles[q]) for q in ("50", "95", "99"))
         table.add_row(
-            s.name, seconds(s.seconds), *ranks, count(s.throughput), size(s.peak_memory), seconds(s.load_seconds), size(s.size), ratio
+            s.name,
+            seconds(s.seconds),
+            *ranks,
+            count(s.throughput),
+            size(s.peak_memory),
+            seconds(s.load_seconds),
+            size(s.size),
+            ratio,
+            *price,
         )
     console = _console()
     console.print(table)
     console.print(
         f"noise floor (A/A, {found.rounds} rounds of fresh processes): {found.noise_floor:.1%}; above × 1 is faster than the first"
     )
+    if found.price_per_hour is not None:
+        console.print(f"price of a million predictions at {found.price_per_hour:g} an hour, computed: {FORMULA}", soft_wrap=True)
 
 
 def show_comparison(found: Comparison, before: str, after: str) -> None:
@@ -152,11 +188,23 @@ def show_comparison(found: Comparison, before: str, after: str) -> None:
         for c in sorted(changed, key=lambda c: c.after - c.before)[:HEAVIEST]:
             table.add_row(str(c.label), f"{c.before:.3f}", f"{c.after:.3f}", f"{c.after - c.before:+.3f}", str(c.samples))
         console.print(table)
+    if found.robustness is not None:
+        _show_robustness(console, found.robustness.to_json())
+        console.print(extras.robustness_words(found.robustness.to_json()), markup=False, soft_wrap=True)
+    if found.calibration is not None:
+        console.print(extras.calibration_line(found.calibration.to_json()), markup=False, soft_wrap=True)
+    if found.explanation is not None:
+        console.print(extras.explanation_line(found.explanation.to_json()), markup=False, soft_wrap=True)
     if found.speed is not None:
         show_benchmark(found.speed)
     for name, gate in (("accuracy", found.accuracy_gate), ("speed", found.speed_gate)):
         if gate is not None:
             console.print(f"gate for {name}: {gate}")
+
+
+def _show_robustness(console: Console, found: dict[str, Any]) -> None:
+    console.print(extras.robustness_title(found), markup=False, soft_wrap=True)
+    console.print(extras.robustness_table(found))
 
 
 def show_claims(claims: Sequence[Claim]) -> None:

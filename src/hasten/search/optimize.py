@@ -25,6 +25,7 @@ from hasten.report.numbers import seconds
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
+from hasten.search.extras import Extras, check_extras, extras
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run
 from hasten.task import BoundTask, Task
@@ -63,6 +64,7 @@ def optimize(
     resume: bool = False,
     force: bool = False,
     say: Callable[[str], None] | None = None,
+    wanted: Extras = Extras(),  # noqa: B008 - frozen
     **budget: Any,
 ) -> Result:
     """Make `model` faster within a budget, measured on this machine.
@@ -71,7 +73,8 @@ def optimize(
     task: data and metric; None: only techniques that keep the results, and accuracy is not judged.
     out: the folder to write (best so far always in it; the same call resumes after an interruption); None: a temporary one, see `Result.save`.
     shapes: sizes for dynamic axes by name; those not named take the data's (all samples having one shape), unless
-    `keep_dynamic`. budget: the fields of `hasten.Budget`, such as `max_drop=0.005`. say: gets a sentence now and then, such as `print`.
+    `keep_dynamic`. wanted: what to measure of the chosen one beside speed and accuracy, such as `Extras(robust=True)`.
+    budget: the fields of `hasten.Budget`, such as `max_drop=0.005`. say: gets a sentence now and then, such as `print`.
     Where nothing is better, the result holds the original and `result.reason` (the command line then ends with exit code 3).
 
     Raises BadInput, Unsupported, OutOfResources; never because a candidate crashed, hung or ran out of memory.
@@ -107,13 +110,14 @@ def optimize(
                 return Result.load(folder.path)
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
+            check_extras(run, wanted)
         except (BadInput, Unsupported):
             if fresh:  # the original or the data can't be used: leave nothing behind
                 folder.clear()
                 if made:
                     folder.path.rmdir()
             raise
-        return _search(run, folder, model_shapes, baseline)
+        return _search(run, folder, model_shapes, baseline, wanted)
 
 
 def _sizes_in(model: Model, task: BoundTask) -> dict[str, int]:
@@ -151,13 +155,13 @@ def _identify(run: Run, folder: Folder) -> None:
         voice().say(f"resumed: {len(run.records)} measurements are kept")
 
 
-def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing) -> Result:
+def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, wanted: Extras) -> Result:
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
     tried = _screen(run, baseline)
     _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
     chosen, reason = _choose(run, tried)
-    return write_result(run, folder, tried, chosen, reason, shapes)
+    return write_result(run, folder, tried, chosen, reason, shapes, extras(run, tried[0], chosen, wanted))
 
 
 def _baseline(run: Run) -> Timing:
