@@ -24,17 +24,19 @@ from hasten.cli.options import (
     OutOpt,
     OutputOpt,
     PreprocessOpt,
+    QuietOpt,
     SeedOpt,
     ShapeOpt,
     TestOpt,
     ThreadsOpt,
+    VerboseOpt,
     ports,
     print_json,
     print_line,
-    quiet,
     save,
     shapes_of,
     stem,
+    telling,
 )
 from hasten.errors import BadInput, NothingBetter
 
@@ -68,6 +70,8 @@ def optimize(
     seed: SeedOpt = 0,
     resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -82,37 +86,36 @@ def optimize(
     from hasten.search.optimize import optimize as run
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    say = quiet if as_json else print_line
-    result = run(
-        model,
-        options.task(),
-        out=out or f"{stem(model)}.hasten",
-        example_inputs=doors.parse_example_input(example_input) if example_input else None,
-        shapes=shapes_of(shape),
-        keep_dynamic=keep_dynamic,
-        resume=resume,
-        force=force,
-        say=say,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        objective=objective,
-        max_latency=parse_quantity(max_latency, "time") if max_latency else None,
-        percentile=percentile,
-        max_size=int(parse_quantity(max_size, "size")) if max_size else None,
-        max_memory=int(parse_quantity(max_memory, "size")) if max_memory else None,
-        time_limit=parse_quantity(time_limit, "time") if time_limit else None,
-        batch=batch,
-        threads=threads,
-        strict=strict,
-        runtimes=tuple(r.strip() for r in runtimes.split(",") if r.strip()),
-        seed=seed,
-    )
+    with telling(as_json, quiet, verbose):
+        result = run(
+            model,
+            options.task(),
+            out=out or f"{stem(model)}.hasten",
+            example_inputs=doors.parse_example_input(example_input) if example_input else None,
+            shapes=shapes_of(shape),
+            keep_dynamic=keep_dynamic,
+            resume=resume,
+            force=force,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
+            objective=objective,
+            max_latency=parse_quantity(max_latency, "time") if max_latency else None,
+            percentile=percentile,
+            max_size=int(parse_quantity(max_size, "size")) if max_size else None,
+            max_memory=int(parse_quantity(max_memory, "size")) if max_memory else None,
+            time_limit=parse_quantity(time_limit, "time") if time_limit else None,
+            batch=batch,
+            threads=threads,
+            strict=strict,
+            runtimes=tuple(r.strip() for r in runtimes.split(",") if r.strip()),
+            seed=seed,
+        )
     if as_json:
         print_json(result.manifest)
     else:
         from hasten.report.terminal import show_result
 
-        show_result(result)
+        show_result(result, table=not quiet)
     if not result.better:
         raise NothingBetter(result.reason)
 
@@ -126,6 +129,7 @@ def run_plan(
     label: LabelOpt = None,
     preprocess: PreprocessOpt = None,
     example_input: ExampleOpt = None,
+    quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run.
@@ -144,7 +148,7 @@ def run_plan(
     place = Path(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise BadInput(f"{out} exists and is not an empty folder; give -o another one")
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(model, example_inputs=examples, shapes=todo.shapes or None, workdir=Path(private)).model
         task = DataOptions(data, None, labels, label, preprocess).task()
@@ -163,6 +167,7 @@ def convert(
     out: Annotated[str, typer.Argument(help="The .onnx file to write.")],
     example_input: ExampleOpt = None,
     shape: ShapeOpt = None,
+    quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Carry a model through its door to ONNX, checked against its own framework's prediction. Nothing is optimised.
@@ -173,7 +178,7 @@ def convert(
     """
     from hasten import doors
 
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
         save(loaded.model, out)

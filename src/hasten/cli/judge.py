@@ -23,6 +23,7 @@ from hasten.cli.options import (
     ModelArg,
     OutputOpt,
     PreprocessOpt,
+    QuietOpt,
     RoundsOpt,
     RuntimeOpt,
     SeedOpt,
@@ -32,7 +33,7 @@ from hasten.cli.options import (
     enter,
     print_json,
     print_line,
-    quiet,
+    telling,
 )
 from hasten.errors import ClaimFailed, Inconclusive, Unsupported
 
@@ -53,6 +54,7 @@ def evaluate(
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -65,7 +67,7 @@ def evaluate(
     from hasten.measure.compare import evaluate as judge
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         contestant = enter(model, Path(private), runtime, threads, batch, shape, example_input)
         found = judge(contestant, options.task().bind(contestant.model))
     if as_json:
@@ -87,6 +89,7 @@ def benchmark(
     example_input: ExampleOpt = None,
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -100,11 +103,11 @@ def benchmark(
     from hasten.measure.contestant import feeds_for
     from hasten.report.terminal import show_benchmark
 
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         contestants = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in models]
         task = DataOptions(data, None, labels, label, preprocess).task()
         feeds = [feeds_for(c, task.bind(c.model) if task else None) for c in contestants]
-        found = measure(contestants, feeds, rounds, quiet if as_json else print_line)
+        found = measure(contestants, feeds, rounds)
     if as_json:
         print_json(found.to_json())
     else:
@@ -136,6 +139,7 @@ def compare(
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -149,11 +153,10 @@ def compare(
     from hasten.report.terminal import show_comparison
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
         task = options.task().bind(sides[0].model)
-        say = quiet if as_json else print_line
-        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
+        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds)
     if as_json:
         print_json(found.to_json())
     else:
@@ -180,6 +183,7 @@ def verify(
     lower_is_better: LowerOpt = False,
     output: OutputOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -193,9 +197,8 @@ def verify(
     from hasten.report.terminal import show_claims
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
-        say = quiet if as_json else print_line
-        claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds, say)
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds)
     if as_json:
         print_json([dataclasses.asdict(c) for c in claims])
     else:

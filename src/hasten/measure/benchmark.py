@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as stats
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hasten.measure import judge
@@ -12,6 +12,7 @@ from hasten.measure.contestant import Contestant
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.statistics import Interval, noise_floor, ratio_interval
 from hasten.measure.worker import Arrays
+from hasten.voice import voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,7 @@ class Benchmark:
         return dataclasses.asdict(self)
 
 
-def benchmark(
-    contestants: Sequence[Contestant], feeds: Sequence[Arrays], rounds: int = judge.PAIRS, say: Callable[[str], None] = lambda line: None
-) -> Benchmark:
+def benchmark(contestants: Sequence[Contestant], feeds: Sequence[Arrays], rounds: int = judge.PAIRS) -> Benchmark:
     """Measure them all. `feeds`: one batch for each. The first is run twice a round: its second run gives the noise floor."""
     entries = [*zip(contestants, feeds, strict=True), (contestants[0], feeds[0])]
     measured: list[list[Timing | Failure]] = [[] for _ in entries]
@@ -51,7 +50,7 @@ def benchmark(
         order = range(len(entries)) if turn % 2 == 0 else reversed(range(len(entries)))
         for i in order:
             measured[i].append(judge.time_once(entries[i][0].subject, entries[i][1]))
-        say(f"round {turn + 1} of {rounds}")
+        voice().step("rounds of fresh processes", turn + 1, rounds)
     first = measured[0]
     standings = tuple(_standing(c, times, first) for c, times in zip(contestants, measured[:-1], strict=True))
     floor = noise_floor(_pairs(first, measured[-1])) if not standings[0].failed else float("nan")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hasten.measure.benchmark import Benchmark, benchmark
 from hasten.measure.contestant import Contestant, feeds_for
 from hasten.measure.process import WorkerFailed
 from hasten.measure.statistics import Interval, paired_difference, value_interval, whole_set_difference
-from hasten.metrics import decide
+from hasten.metrics import are_class_scores, decide
 from hasten.task import BoundTask, Metric, Split
 
 Array = NDArray[Any]
@@ -90,7 +89,6 @@ def compare(
     max_slowdown: float | None = None,
     speed: bool = True,
     rounds: int = judge.PAIRS,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Both on the test split, paired, and (with `speed`) in rounds of fresh processes.
 
@@ -108,7 +106,7 @@ def compare(
     difference = metric_difference(metric, *outputs, labels)
     timed = None
     if speed:
-        timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds, say)
+        timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds)
     classes, flips = _classes(*outputs, labels if split.labels is not None else None)
     return Comparison(
         metric.name,
@@ -142,7 +140,7 @@ def metric_difference(metric: Metric, before: Array, after: Array, labels: Array
 
 def _classes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[ClassChange, ...], int | None]:
     """Recall per class and the number of flips, where outputs are class scores (N, C)."""
-    if before.ndim != 2 or before.shape[1] < 2 or before.dtype.kind != "f":
+    if not are_class_scores(before):
         return (), None
     one, other = before.argmax(1), after.argmax(1)
     flips = int(np.sum(one != other))

@@ -14,6 +14,7 @@ from hasten.errors import BadInput
 from hasten.measure.process import Subject, Worker, WorkerFailed
 from hasten.measure.worker import Arrays
 from hasten.task import Split
+from hasten.voice import voice
 
 PAIRS = 6
 """Fresh processes of each finalist: two processes of the same thing differ by 1-5 % for their whole life, so the interval is over processes."""
@@ -71,8 +72,10 @@ def duel_round(subjects: Mapping[str, Subject], feeds: Arrays, turn: int, percen
 def predict(subject: Subject, split: Split, output: str, batch: int) -> NDArray[Any]:
     """The output named `output` for every sample of the split, (N, ...). Raises WorkerFailed with the reason."""
     parts: list[NDArray[Any]] = []
+    predicted = 0
     with Worker(subject) as worker:
         for feeds in split.batches(_chunk(split, batch)):
+            voice().step("predicting", predicted, len(split))
             outputs = worker.run(feeds, batch)
             if output not in outputs:
                 raise BadInput(f"the model has no output {output!r}; it has {', '.join(outputs)}")
@@ -81,6 +84,8 @@ def predict(subject: Subject, split: Split, output: str, batch: int) -> NDArray[
             if value.ndim == 0 or len(value) != count:
                 raise WorkerFailed(f"output {output!r} has shape {value.shape} for {count} samples: its first axis is not the batch")
             parts.append(value)
+            predicted += count
+    voice().step("predicting", predicted, predicted)
     return np.concatenate(parts)
 
 

@@ -30,7 +30,6 @@ from hasten.search.candidates import ORIGINAL, Candidate, Recipe
 from hasten.task import BoundTask, Split
 
 Array = NDArray[Any]
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Run:
     target: Target
     work: Path
     records: Records
-    say: Say
     origin: Origin | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     _predictions: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
