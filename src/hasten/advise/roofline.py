@@ -53,7 +53,9 @@ class Roofline:
     cached: bool
 
 
-def roofline(facts: Facts, peaks: Peaks, latency: float | None = None, layers: Mapping[str, float] | None = None, executed: int = 0) -> Roofline:
+def roofline(
+    facts: Facts, peaks: Peaks, latency: float | None = None, layers: Mapping[str, float] | None = None, executed: int = 0
+) -> Roofline:
     """The roofline of a model at its facts' sizes.
 
     latency: seconds of a call; layers: measured seconds by the node's name; executed: how many nodes the runtime ran (those that it merged
@@ -75,7 +77,9 @@ def _place(row: Row, peaks: Peaks, bandwidth: float, seconds: float | None) -> P
     compute = OPERATIONS * (row.macs or 0) / peak
     memory = (row.weight_bytes + (row.activation_bytes or 0)) / bandwidth
     roof = max(compute, memory)
-    return Place(row.name, row.op, compute, memory, roof, COMPUTE if compute >= memory else MEMORY, seconds, roof / seconds if seconds else None)
+    return Place(
+        row.name, row.op, compute, memory, roof, COMPUTE if compute >= memory else MEMORY, seconds, roof / seconds if seconds else None
+    )
 
 
 def _largest(rows: list[Row]) -> int:

@@ -110,6 +110,17 @@ def shapes_of(texts: list[str] | None) -> dict[str, int] | None:
     return shapes or None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """`a, b` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave this parameter, and not its default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
 def save(model: Any, out: str) -> None:
     from hasten.folder import unwritable
 

@@ -26,6 +26,7 @@ from hasten.measure.judge import Failure
 from hasten.measure.machine import cores, machine, versions
 from hasten.measure.process import Subject, Worker, WorkerFailed
 from hasten.runtimes import Target
+from hasten.voice import voice
 
 FORMAT = 1
 """Version of the cache file and of the probes: another one is measured anew."""
@@ -47,7 +48,6 @@ MOST_BYTES = 512 << 20
 ROUNDS, ROUND_SECONDS = 5, 0.04
 
 Array = NDArray[Any]
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,9 @@ def _large() -> int:
 OPERATIONS = 2.0 * SIDE**3
 PROBES = (
     Probe("float32", "onnxruntime", "float32", _product, lambda: OPERATIONS, "a float32 product of 1024 × 1024 matrices"),
-    Probe("int8", "onnxruntime", "float32", _integer_product, lambda: OPERATIONS, "an int8 product of 1024 × 1024 matrices (MatMulInteger)"),
+    Probe(
+        "int8", "onnxruntime", "float32", _integer_product, lambda: OPERATIONS, "an int8 product of 1024 × 1024 matrices (MatMulInteger)"
+    ),
     Probe("memory", "onnxruntime", "float32", lambda: _copy(_large()), lambda: 2.0 * _large(), "Relu of an array far above the caches"),
     Probe("cache", "onnxruntime", "float32", lambda: _copy(SMALL_BYTES), lambda: 2.0 * SMALL_BYTES, "Relu of 1 MiB"),
     Probe("call", "onnxruntime", "float32", lambda: _chain(1), lambda: 0.0, "a model of one Relu of 16 values"),
@@ -152,7 +154,7 @@ PROBES = (
 Measurer = Callable[[Probe, int], "float | Failure"]
 
 
-def peaks(say: Say = lambda line: None, measurer: Measurer | None = None) -> Peaks | Failure:
+def peaks(measurer: Measurer | None = None) -> Peaks | Failure:
     """The peaks, from the cache or, if it has none of this machine and these versions, measured (about 10 s).
 
     `measurer(probe, threads)` gives the seconds of a probe. A Failure where one of onnxruntime's probes could not be measured.
@@ -160,10 +162,10 @@ def peaks(say: Say = lambda line: None, measurer: Measurer | None = None) -> Pea
     file = cache_file()
     if (known := _read(file)) is not None:
         return known
-    say(f"measuring this machine's peaks, once ({len(PROBES)} short probes)")
+    voice().say("measuring this machine's peaks, once")
     measured = _measure(measurer or seconds_of)
     if isinstance(measured, Peaks):
-        keep(measured, say)
+        keep(measured)
     return measured
 
 
@@ -179,14 +181,14 @@ def cache_file() -> Path:
     return cache_folder() / f"peaks-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def keep(measured: Peaks, say: Say = lambda line: None) -> None:
+def keep(measured: Peaks) -> None:
     """Write the peaks to the cache; where that can't be done it is said, and they are measured again the next time."""
     file = cache_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(dataclasses.asdict(measured), sort_keys=True).encode())
     except (OSError, OutOfResources) as e:
-        say(f"the peaks could not be kept ({e}); they will be measured again")
+        voice().say(f"the peaks could not be kept ({e}); they will be measured again")
 
 
 def last_level_cache() -> int | None:
@@ -221,7 +223,8 @@ def seconds_of(probe: Probe, threads: int) -> float | Failure:
 def _measure(measurer: Measurer) -> Peaks | Failure:
     threads = cores()
     found: dict[str, float | None] = {}
-    for probe in PROBES:
+    for number, probe in enumerate(PROBES):
+        voice().step("peaks", number, len(PROBES))
         optional = probe.runtime != "onnxruntime"
         if optional and importlib.util.find_spec(probe.runtime) is None:
             continue
@@ -231,6 +234,7 @@ def _measure(measurer: Measurer) -> Peaks | Failure:
                 return seconds
             continue
         found[probe.field] = probe.work() / seconds if probe.work() else seconds
+    voice().step("peaks", len(PROBES), len(PROBES))
     call, chain = found["call"], found.pop("node")
     assert call is not None
     assert chain is not None
