@@ -7,6 +7,7 @@ or a full memory then costs one candidate and not the run. Samples travel throug
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -158,6 +159,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 rounds = time_rounds(session, feeds, header["rounds"], header["seconds"])
                 calls = time_calls(session, feeds, header["calls_seconds"]) if header["calls_seconds"] else []
                 send(answers, {"rounds": rounds, "peak_memory": peak_memory()}, {"calls": np.array(calls)})
+            elif header["do"] == "layers":
+                profile = importlib.import_module(f"hasten.runtimes.{header['runtime']}").profile
+                send(answers, {"layers": profile(Path(path), target, feeds, header["calls"], header["seconds"])})
             else:
                 raise ValueError(f"unknown request {header['do']!r}")
         except HastenError as e:
