@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hasten.advise.inspection import complete, known_facts
 from hasten.advise.roofline import roofline
 from hasten.advise.rules import Line, advise
 from hasten.advise.traits import traits
-from hasten.facts import facts
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.peaks import peaks
 from hasten.search.candidates import GRAPH_ONLY
@@ -30,8 +30,8 @@ def predict(run: Run, baseline: Timing) -> None:
         known = peaks()
         if isinstance(known, Failure):
             return {"lines": [], "missing": f"the machine's peaks could not be measured: {known.reason}"}
-        sizes = {d: 8 for p in run.model.inputs for d in p.shape[1:] if isinstance(d, str)}
-        found = facts(run.model, sizes, run.target.batch)
+        sizes, _ = complete(run.model, {})
+        found = known_facts(run.model, sizes, run.target.batch)
         roof = roofline(found, known, baseline.seconds)
         budget = run.budget
         seen = traits(run.model, found, roof, known, budget.runtimes, run.target.threads, run.target.batch, run.task is not None)

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from hasten import check
-from hasten.advise.roofline import Roofline, roofline
+from hasten.advise.roofline import MERGED, Roofline, roofline
 from hasten.advise.rules import Line, advise
 from hasten.advise.traits import Traits, traits
 from hasten.errors import BadInput
@@ -57,19 +59,51 @@ def inspect(
 
     Raises BadInput for a size of an axis that the model does not have.
     """
-    found = facts(model, sizes, batch)
     if not timing:
+        found = facts(model, sizes, batch)
         return Inspection(found, missing=("--no-timing: no latency, no time per layer, no roofline and no advice; nothing was run",))
+    sizes, assumed = complete(model, sizes or {})
+    found = known_facts(model, sizes, batch)
     if found.unknown == len(found.rows) and found.rows:
         return Inspection(found, missing=("no shape is known, so nothing was run; give --shape AXIS=SIZE",))
     known = peaks()
     if isinstance(known, Failure):
         return Inspection(found, missing=(f"the machine's peaks could not be measured: {known.reason}",))
     timed, layers, missing = _timed(model, sizes, Target(threads or cores(), batch))
-    matched = match(found, layers)
+    matched = match(model, layers)
     roof = roofline(found, known, timed.seconds if timed else None, matched, len(layers))
     seen = traits(model, found, roof, known, threads=threads, batch=batch)
-    return Inspection(found, timed, layers, known, roof, seen, advise(seen, name), missing)
+    return Inspection(found, timed, layers, known, roof, seen, advise(seen, name), (*assumed, *missing))
+
+
+ASSUMED = 8
+"""The size of a dynamic axis that nobody named one for: what `check.random_feeds` takes."""
+
+
+def complete(model: Model, sizes: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """A size for every named axis behind the first ones, and the sentence that says which were assumed. Raises BadInput for an unknown name."""
+    axes = {d for p in model.inputs for d in p.shape if isinstance(d, str)}
+    if unknown := sorted(set(sizes) - axes):
+        raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(sorted(axes)) or 'none'}")
+    first = {p.shape[0] for p in model.inputs if p.shape}
+    open_ = sorted({d for p in model.inputs for d in p.shape[1:] if isinstance(d, str) and d not in first and d not in sizes})
+    note = f"no size was given for {', '.join(open_)}: {ASSUMED} was taken; give --shape AXIS=SIZE" if open_ else ""
+    return {**sizes, **dict.fromkeys(open_, ASSUMED)}, (note,) if note else ()
+
+
+def known_facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> Facts:
+    """The facts; where shapes are computed by nodes, which leaves them unknown, those of the model with its axes fixed and these computed."""
+    found = facts(model, sizes, batch)
+    if not found.unknown:
+        return found
+    from hasten import doors
+    from hasten.passes.fold_constants import FoldConstants, fold_constants
+
+    first = {p.shape[0]: batch for p in model.inputs if p.shape and isinstance(p.shape[0], str)}
+    named = {str(d) for p in model.inputs for d in p.shape if isinstance(d, str)}
+    fixed = {name: size for name, size in ({**first, **(sizes or {})}).items() if name in named}
+    folded = facts(fold_constants(doors.load(model, shapes=fixed).model, FoldConstants(), None)) if named <= fixed.keys() else found
+    return folded if folded.unknown < found.unknown else found
 
 
 def _timed(model: Model, sizes: Mapping[str, int] | None, target: Target) -> tuple[Timing | None, tuple[LayerTime, ...], tuple[str, ...]]:
@@ -93,28 +127,41 @@ def _timed(model: Model, sizes: Mapping[str, int] | None, target: Target) -> tup
     return timed, layers, ()
 
 
-def match(found: Facts, layers: Sequence[LayerTime]) -> dict[str, float]:
-    """Seconds by the graph's node names. onnxruntime names what it ran after the nodes it made it of, with endings such as `_nchwc`."""
-    names = {r.name for r in found.rows}
+def match(model: Model, layers: Sequence[LayerTime]) -> dict[str, float]:
+    """Seconds by the graph's node names.
+
+    onnxruntime names what it ran after a node or a value that it made it of, with endings such as `_nchwc`; a value that a merged node gives
+    (a Relu's) stands for the layer before it.
+    """
+    aliases = {o.name or "": _source(node) for node in model.ir.graph for o in node.outputs}
+    aliases |= {node.name or "": node.name or "" for node in model.ir.graph}
     seconds: dict[str, float] = {}
     for layer in layers:
-        if (name := _node_of(layer.name, names)) is not None:
+        if (name := _node_of(layer.name, aliases)) is not None:
             seconds[name] = seconds.get(name, 0.0) + layer.seconds
     return seconds
 
 
-def _node_of(executed: str, names: set[str]) -> str | None:
+def _source(node: ir.Node) -> str:
+    """The node itself, or the layer before it that a runtime merges it into."""
+    while node.op_type in MERGED and node.inputs and node.inputs[0] is not None and (before := node.inputs[0].producer()) is not None:
+        node = before
+    return node.name or ""
+
+
+def _node_of(executed: str, aliases: Mapping[str, str]) -> str | None:
     """The node that a name in the profile stands for: the same name, or the same without what a merge put before or behind it."""
-    text = executed
-    while text and text not in names:
-        shorter = ENDING.sub("", text)
+    text = executed.removeprefix("fused ")
+    while text and text not in aliases:
+        shorter = ENDING.sub("", text, count=1)
         if shorter == text:
             return None
         text = shorter
-    return text or None
+    return aliases.get(text)
 
 
-ENDING = re.compile(r"^fused |[_ ][A-Za-z0-9]+$")
+ENDING = re.compile(r"(/+[A-Za-z0-9]*Fusion/*|[_ ][A-Za-z0-9]+)$")
+"""What a merge writes behind a name."""
 
 
 def _plain(value: Any) -> Any:

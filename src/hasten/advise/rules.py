@@ -195,12 +195,12 @@ RULES = (
 
 
 def advise(t: Traits, model: str = "MODEL", lines: int = LINES) -> tuple[Line, ...]:
-    """The lines of the rules that hold, in the table's order, each candidate once. `model`: what the commands call it."""
+    """The lines of the rules that hold, in the table's order, each command once. `model`: what the commands call it."""
     found: dict[str, Line] = {}
     for rule in RULES:
         if len(found) < lines and rule.runtime in t.runtimes and rule.when(t):
             line = _line(rule, t, model)
-            found.setdefault(line.candidate, line)
+            found.setdefault(line.command, line)
     return tuple(found.values())
 
 

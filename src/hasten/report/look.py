@@ -31,6 +31,10 @@ def show_inspection(model: Model, found: Inspection) -> None:
             console.print(text, soft_wrap=True, markup=False)
 
 
+OBSERVED = 1.2
+"""Where the layers' times sum to so many times the call's, profiling itself is a good part of them."""
+
+
 def advice_lines(line: Line, first: bool) -> list[str]:
     """The command, and below it what it is expected to bring and why."""
     low, high = line.gain
@@ -51,6 +55,11 @@ def whole_lines(found: Inspection) -> list[str]:
         lines.append(
             f"latency: {seconds(found.timing.seconds)} a call in onnxruntime, {known.threads if found.traits is None else found.traits.threads} "
             f"threads (p99 {seconds(found.timing.percentiles['99'])}); the roof is {seconds(whole.roof)}: {whole.reached or 0:.0%} of the peak"
+        )
+    total = sum(layer.seconds for layer in found.layers)
+    if found.timing is not None and total > OBSERVED * found.timing.seconds:
+        lines.append(
+            f"the layers' times sum to {seconds(total)}: the profiler's own cost, some µs a layer, is in them; trust their order, not their size"
         )
     lines.append(
         f"bound by {whole.bound}: computing takes at least {seconds(whole.compute)}, moving bytes {seconds(whole.memory)} "
