@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,8 @@ from hasten.cli.options import (
     TestOpt,
     ThreadsOpt,
     VerboseOpt,
+    is_given,
+    names,
     ports,
     print_json,
     print_line,
@@ -48,9 +50,16 @@ from hasten.errors import BadInput, NothingBetter
 
 
 def optimize(
+    context: typer.Context,
     model: ModelArg,
     data: DataOpt = None,
     out: OutOpt = None,
+    purpose: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="A profile: realtime, server, mobile, microcontroller, batch or medical. What else is given counts more."
+        ),
+    ] = None,
     max_drop: Annotated[float, typer.Option("--max-drop", help="Drop of the metric that is allowed, absolute.")] = 0.01,
     min_agreement: Annotated[float, typer.Option("--min-agreement", help="Without labels: agreement with the original to keep.")] = 0.98,
     objective: Annotated[str, typer.Option("--objective", help="latency, throughput or size.")] = "latency",
@@ -62,7 +71,13 @@ def optimize(
     batch: BatchOpt = None,
     threads: ThreadsOpt = None,
     runtimes: Annotated[str, typer.Option("--runtimes", help="Runtimes to try, by commas.")] = "onnxruntime,openvino",
-    strict: Annotated[bool, typer.Option("--strict", help="Accept only what the test data proves.")] = False,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Accept only what the test data proves.")] = False,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option("--guard", help="recall:CLASS or recall:all: a recall that must not fall; again for each. none: no guard."),
+    ] = None,
+    guard_drop: Annotated[float, typer.Option("--guard-drop", help="Drop of a guarded recall that is allowed, absolute.")] = 0.0,
+    recipes: Annotated[str, typer.Option("--recipes", help="Recipes to try, by commas, such as 'graph,int8 static'; all by default.")] = "",
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
@@ -93,7 +108,7 @@ def optimize(
 
     [bold]hasten optimize lenet.onnx --data mnist/ --max-drop 0.005 -o lenet.hasten[/]
 
-    [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch[/]
+    [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch --for realtime[/]
     """
     from hasten import doors
     from hasten.search.budget import parse_quantity
@@ -102,6 +117,24 @@ def optimize(
 
     samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    budget = {
+        "max_drop": max_drop,
+        "min_agreement": min_agreement,
+        "objective": objective,
+        "max_latency": parse_quantity(max_latency, "time") if max_latency else None,
+        "percentile": percentile,
+        "max_size": int(parse_quantity(max_size, "size")) if max_size else None,
+        "max_memory": int(parse_quantity(max_memory, "size")) if max_memory else None,
+        "time_limit": parse_quantity(time_limit, "time") if time_limit else None,
+        "batch": batch,
+        "threads": threads,
+        "strict": strict,
+        "runtimes": names(runtimes),
+        "recipes": names(recipes),
+        "guards": tuple(guard or ()),
+        "guard_drop": guard_drop,
+        "seed": seed,
+    }
     with telling(as_json, quiet, verbose):
         result = run(
             model,
@@ -113,19 +146,8 @@ def optimize(
             resume=resume,
             force=force,
             wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts_per_core),
-            max_drop=max_drop,
-            min_agreement=min_agreement,
-            objective=objective,
-            max_latency=parse_quantity(max_latency, "time") if max_latency else None,
-            percentile=percentile,
-            max_size=int(parse_quantity(max_size, "size")) if max_size else None,
-            max_memory=int(parse_quantity(max_memory, "size")) if max_memory else None,
-            time_limit=parse_quantity(time_limit, "time") if time_limit else None,
-            batch=batch,
-            threads=threads,
-            strict=strict,
-            runtimes=tuple(r.strip() for r in runtimes.split(",") if r.strip()),
-            seed=seed,
+            purpose=purpose,
+            **_given(context, budget),
         )
     if as_json:
         print_json(result.manifest)
@@ -135,6 +157,15 @@ def optimize(
         show_result(result, table=not quiet)
     if not result.better:
         raise NothingBetter(result.reason)
+
+
+OPTION = {"guards": "guard"}
+"""Fields of the budget whose parameter has another name."""
+
+
+def _given(context: typer.Context, budget: dict[str, Any]) -> dict[str, Any]:
+    """Those fields that the user really gave: a profile sets the others."""
+    return {field: value for field, value in budget.items() if is_given(context, OPTION.get(field, field))}
 
 
 def run_plan(

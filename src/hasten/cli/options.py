@@ -129,6 +129,17 @@ def samples_alone(robust: bool, robust_samples: int | None, explain: bool, expla
             raise BadInput(f"--{name}-samples came without --{name}; give --{name} too")
 
 
+def names(text: str) -> tuple[str, ...]:
+    """`a, b` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave this parameter, and not its default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
 def save(model: Any, out: str) -> None:
     from hasten.folder import unwritable
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -164,6 +165,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 for _ in range(header["warm_up"]):
                     session.run(feeds)
                 send(answers, rapl.spend(functools.partial(session.run, feeds), header["seconds"]))
+            elif header["do"] == "layers":
+                profile = importlib.import_module(f"hasten.runtimes.{header['runtime']}").profile
+                send(answers, {"layers": profile(Path(path), target, feeds, header["calls"], header["seconds"])})
             else:
                 raise ValueError(f"unknown request {header['do']!r}")
         except HastenError as e:

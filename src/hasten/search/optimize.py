@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hasten import doors, runtimes
+from hasten import doors, profiles, runtimes
+from hasten.advise.held import predict
 from hasten.errors import BadInput, Unsupported
 from hasten.folder import FINISHED, RECORDS, Folder
 from hasten.measure import judge
@@ -26,6 +27,7 @@ from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.extras import Extras, check_extras, extras
+from hasten.search.guard import broken_guard, check_guards
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run
 from hasten.task import BoundTask, Task
@@ -65,6 +67,7 @@ def optimize(
     force: bool = False,
     say: Callable[[str], None] | None = None,
     wanted: Extras = Extras(),  # noqa: B008 - frozen
+    purpose: str | None = None,
     **budget: Any,
 ) -> Result:
     """Make `model` faster within a budget, measured on this machine.
@@ -75,19 +78,23 @@ def optimize(
     shapes: sizes for dynamic axes by name; those not named take the data's (all samples having one shape), unless
     `keep_dynamic`. wanted: what to measure of the chosen one beside speed and accuracy, such as `Extras(robust=True)`.
     budget: the fields of `hasten.Budget`, such as `max_drop=0.005`. say: gets a sentence now and then, such as `print`.
+    purpose: a profile of `hasten.profiles` (`realtime`, `server`, …) that sets those fields which `budget` does not.
     Where nothing is better, the result holds the original and `result.reason` (the command line then ends with exit code 3).
 
     Raises BadInput, Unsupported, OutOfResources; never because a candidate crashed, hung or ran out of memory.
     """
-    allowed = Budget(**budget)
+    allowed = Budget(**profiles.apply(purpose, budget))
     listener = Told(say) if say is not None else voice()
     with speaking(listener), tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        for line in profiles.spelled(purpose, budget) if purpose is not None else ():
+            voice().say(line)
         loaded = doors.load(model, example_inputs=example_inputs, shapes=shapes, workdir=Path(private))
         for note in loaded.notes:
             voice().say(note)
         bound = task.bind(loaded.model) if task is not None else None
         for note in bound.notes if bound else ():
             voice().say(note)
+        check_guards(allowed.guards, bound)
         model_shapes = dict(shapes or {})
         if bound is not None and not keep_dynamic and (sizes := _sizes_in(loaded.model, bound)):
             loaded = dataclasses.replace(loaded, model=doors.load(loaded.model, shapes=sizes, workdir=Path(private)).model)
@@ -111,6 +118,7 @@ def optimize(
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
             check_extras(run, wanted)
+            predict(run, baseline)
         except (BadInput, Unsupported):
             if fresh:  # the original or the data can't be used: leave nothing behind
                 folder.clear()
@@ -324,6 +332,8 @@ def _judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict
         run.forget(outcome.candidate)
         if outcome.accuracy and (drop := drop_of(run, outcome.accuracy)) > allowed_drop(run):
             outcome.reason = f"breaks the budget on validate: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
+        elif outcome.accuracy:
+            outcome.reason = broken_guard(outcome.accuracy.guards, run.budget.guard_drop, None, "validate")
         if outcome.accuracy or outcome.reason:
             accuracy = outcome.accuracy.value if outcome.accuracy else None
             voice().candidate(outcome.candidate.name, accuracy=accuracy, note=outcome.reason)
@@ -373,6 +383,8 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
             outcome.reason = failed[0].reason
             continue
         outcome.ratio = ratio_interval(_pairs(rounds, BASELINE, name))
+        if run.budget.at_the_tail:
+            outcome.tail_ratio = ratio_interval(_pairs(rounds, BASELINE, name, f"{run.budget.percentile:g}"))
         outcome.own_ratios = {own: ratio_interval(_pairs(rounds, own, name)) for own in run.subjects}
         outcome.floor = floor
         outcome.rounds = [t for r in rounds if isinstance(t := r[name], Timing)]
@@ -392,8 +404,13 @@ def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Out
     return any(i.low <= 1 < i.estimate for i in intervals)
 
 
-def _pairs(rounds: list[dict[str, Timing | Failure]], one: str, other: str) -> list[tuple[float, float]]:
-    return [(a.seconds, b.seconds) for r in rounds if isinstance(a := r[one], Timing) and isinstance(b := r[other], Timing)]
+def _pairs(rounds: list[dict[str, Timing | Failure]], one: str, other: str, percentile: str = "") -> list[tuple[float, float]]:
+    """Seconds of both in each round: of the typical call, or of the call at `percentile`."""
+
+    def spent(t: Timing) -> float:
+        return t.percentiles[percentile] if percentile else t.seconds
+
+    return [(spent(a), spent(b)) for r in rounds if isinstance(a := r[one], Timing) and isinstance(b := r[other], Timing)]
 
 
 def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
@@ -415,6 +432,8 @@ def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
             outcome.reason = f"breaks the budget on test: a drop of {drop_of(run, judged):.4f}, {allowed_drop(run):g} is allowed"
         elif run.budget.strict and outcome.verdict.state != "proven":
             outcome.reason = f"--strict: not proven; about {outcome.verdict.samples_needed} more samples would decide"
+        elif broken := broken_guard(judged.guards, run.budget.guard_drop, run.budget.guard_margin, "test"):
+            outcome.reason = broken
         else:
             return _won(tried, outcome), ""
     return original, _why_nothing(tried)
@@ -440,6 +459,9 @@ def _not_faster(run: Run, outcome: Outcome) -> str:
                 f"not shown to be faster than {name}: × {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], "
                 f"noise floor {outcome.floor:.1%}"
             )
+    if outcome.tail_ratio is not None and outcome.tail_ratio.high < 1:
+        tail = outcome.tail_ratio
+        return f"slower than {run.baseline.name} at p{run.budget.percentile:g}: × {tail.estimate:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
     return ""
 
 
@@ -458,9 +480,11 @@ def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
 
 
 def _objective(run: Run, outcome: Outcome) -> float:
-    """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too)."""
+    """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too), at the percentile asked for."""
     if run.budget.objective == "size":
         return float(outcome.size)
+    if outcome.tail_ratio is not None:
+        return 1 / outcome.tail_ratio.estimate
     if outcome.ratio is not None:
         return 1 / outcome.ratio.estimate
     return 1 / outcome.screened

@@ -27,6 +27,7 @@ from hasten.plan import Effect, Plan
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import ORIGINAL, Candidate, Recipe
+from hasten.search.guard import Guarded, guarded
 from hasten.task import BoundTask, Split
 
 Array = NDArray[Any]
@@ -38,13 +39,17 @@ above the median; a candidate that is slower than this share of the baseline's s
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Accuracy of a candidate on a split beside the baseline's, on the same samples. `difference` = candidate − baseline."""
+    """Accuracy of a candidate on a split beside the baseline's, on the same samples. `difference` = candidate − baseline.
+
+    `guards`: recall of the guarded classes, on the same predictions.
+    """
 
     value: float
     baseline: float
     difference: Interval
     samples: int
     discordant: float
+    guards: tuple[Guarded, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -200,12 +205,15 @@ class Run:
                 after = before if candidate is self.baseline else self.predictions(candidate, split_name)
             except WorkerFailed as e:
                 return {"failed": str(e)}
-            return _compare(self.task, before, after, self.labels(split_name), self.budget.seed)
+            labels = self.labels(split_name)
+            found = guarded(self.budget.guards, before, after, labels)
+            return _compare(self.task, before, after, labels, self.budget.seed) | {"guards": [dataclasses.asdict(g) for g in found]}
 
         values = self.remember("judged", candidate.name, method, compute, f"judged:{split_name}:{candidate.name}")
         if "failed" in values:
             return Failure(values["failed"])
-        return Judged(**{**values, "difference": Interval(**values["difference"])})
+        guards = tuple(Guarded(**g) for g in values["guards"])
+        return Judged(**{**values, "difference": Interval(**values["difference"]), "guards": guards})
 
     def predictions(self, candidate: Candidate, split_name: str) -> Array:
         """Outputs of the judged output on a split; kept in memory alone."""
