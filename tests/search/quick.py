@@ -2,7 +2,8 @@
 
 import sys
 
-from hasten.measure import judge
+from hasten.measure import judge, layers
+from hasten.search import details
 from hasten.search import optimize as searching
 from hasten.task import Task
 
@@ -10,6 +11,7 @@ from hasten.task import Task
 def quicken() -> None:
     """Two rounds, a few calls each."""
     judge.ROUNDS, judge.ROUND_SECONDS, judge.CALLS_SECONDS = 2, 0.002, 0.002
+    layers.SECONDS, details.PROCESSES, details.CALLS_SECONDS = 0.02, 1, 0.002
     judge.PAIRS = searching.MORE_PAIRS = 2
 
 

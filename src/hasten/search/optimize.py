@@ -21,9 +21,11 @@ from hasten.measure.process import Subject
 from hasten.measure.record import Record, Records
 from hasten.measure.statistics import Verdict, noise_floor, ratio_interval, smallest_provable_drop, verdict
 from hasten.model import Model
+from hasten.report.numbers import seconds
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
+from hasten.search.details import details
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
 from hasten.task import BoundTask, Task
@@ -152,7 +154,7 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing) 
     _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
     chosen, reason = _choose(run, tried)
-    return write_result(run, folder, tried, chosen, reason, shapes)
+    return write_result(run, folder, tried, chosen, reason, shapes, details(run, tried[0], chosen))
 
 
 def _baseline(run: Run) -> Timing:
@@ -471,11 +473,3 @@ def verdict_of(run: Run, judged: Judged) -> Verdict:
     if not run.task.metric.higher_is_better:
         difference = difference.mirrored()
     return verdict(difference, allowed_drop(run), judged.samples)
-
-
-def seconds(value: float) -> str:
-    """A time for people."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"

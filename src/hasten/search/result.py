@@ -151,7 +151,9 @@ class Result:
                 shutil.copyfile(self.folder / name, place.file(name))
 
 
-def write_result(run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Outcome, reason: str, shapes: dict[str, int]) -> Result:
+def write_result(
+    run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Outcome, reason: str, shapes: dict[str, int], details: dict[str, Any]
+) -> Result:
     """Write the chosen model and everything about the run; the manifest comes last, so a folder is finished or it is not."""
     front = pareto(run, tried)
     choices = [_choice(run, o, chosen, front) for o in tried]
@@ -162,7 +164,7 @@ def write_result(run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Out
         folder,
         chosen,
         FINISHED,
-        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes},
+        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes, "details": details},
     )
     shutil.rmtree(folder.file(WORK))
     return Result.load(folder.path)
