@@ -21,12 +21,25 @@ from hasten.cli.options import (
     LabelOpt,
     LabelsOpt,
     ModelArg,
+    OutOpt,
     PreprocessOpt,
     ShapeOpt,
     print_line,
     save,
     shapes_of,
 )
+from hasten.errors import BadInput
+
+OutArg = Annotated[str | None, typer.Argument(help="The .onnx file to write; or -o.", show_default=False)]
+
+
+def _one_output(verb: str, argument: str | None, option: str | None) -> str:
+    """The file to write, given in one of the two ways. Raises BadInput."""
+    out = argument or option
+    if out is None or (argument and option):
+        came = "none came" if out is None else f"{argument} and -o {option} came"
+        raise BadInput(f"{verb} writes one file, and {came}; give one, as `hasten {verb} MODEL OUT` or with -o OUT")
+    return out
 
 
 def technique_command(row: plan.Row) -> Callable[..., None]:
@@ -37,7 +50,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     def command(**given: Any) -> None:
         from hasten import doors
 
-        source, out = given.pop("model"), given.pop("out")
+        source, out = given.pop("model"), _one_output(row.verb, given.pop("out"), given.pop("out_option"))
         options = DataOptions(
             given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
         )
@@ -64,7 +77,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY
     parameters = [
         inspection.Parameter("model", kinds[0], annotation=ModelArg),
-        inspection.Parameter("out", kinds[0], annotation=Annotated[str, typer.Argument(help="The .onnx file to write.")]),
+        inspection.Parameter("out", kinds[0], annotation=OutArg, default=None),
+        inspection.Parameter("out_option", kinds[1], annotation=OutOpt, default=None),
     ]
     for field in fields:
         kind = types[field.name]
