@@ -30,7 +30,7 @@ class Classifier(torch.nn.Module):
         return self.head((hidden * mask).sum(1) / mask.sum(1))
 
 
-model, (old, labels), (new, truth) = Classifier().eval(), read("train.tsv", 300), read("dev.tsv", 300)
+model, (old, labels), (new, truth) = Classifier().eval(), read("train.tsv", 400), read("dev.tsv", 300)
 with torch.no_grad():
     fit = LogisticRegression(max_iter=1000).fit(model(**old), labels)
     model.head = torch.nn.Linear(384, 1)  # one score, above 0 for a good review

@@ -104,7 +104,7 @@ def commands(page: str, text: str):
                 found[-1][1].append(line)
         yield from (Shown(page, line, tuple(output)) for line, output in found)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    for line in re.findall(r"`(hasten \S+ [^`]+)`", prose):
+    for line in re.findall(r"`(hasten [^`\s]+ [^`\n]+)`", prose):
         yield Shown(page, line)
 
 
@@ -232,11 +232,10 @@ def folder(cupboard, tmp_path, monkeypatch):
 
     def fill(line: str) -> None:
         made = {n for start, patterns in MADE.items() if line.startswith(start) for p in patterns for n in re.findall(p, line)}
+        made = {name if "." in name else f"{name}.hasten" for name in made} | made
         for source in cupboard.iterdir():
-            if source.name not in made and source.stem not in made | {"__pycache__"}:
+            if source.name not in made or "--resume" in line:
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / source.name)
-            elif source.suffix != ".hasten" and source.is_file():
-                shutil.copy(source, tmp_path / source.name)
         for name, choices in WANTED.items():
             for text, other in choices:
                 if text in line:

@@ -92,10 +92,10 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=default))
     command.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    data = " --data images.zip" if row.observes else ""
+    pictures, digits = (" --data images.zip", " --data mnist/") if row.observes else ("", "")
     settings_text = inspection.getdoc(row.settings) or ""
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
-        f"[bold]hasten {row.verb} model.onnx out.onnx{data}[/]\n\n[bold]hasten {row.verb} model.keras out.onnx{data}[/]"
+        f"[bold]hasten {row.verb} model.onnx out.onnx{pictures}[/]\n\n[bold]hasten {row.verb} lenet.onnx -o out.onnx{digits}[/]"
     )
     return command
