@@ -46,7 +46,7 @@ lint: $(VENV)/.dev  ## Style and types.
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev  ## The documentation, into build/docs.
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench  ## Side by side with the peers; see benchmarks/README.md.
 	$(BIN)/python benchmarks/peers.py

@@ -10,12 +10,11 @@ from transformers import AutoModel, AutoTokenizer
 
 import hasten
 
-tokenize, encoder = (kind.from_pretrained(get_model_path()) for kind in (AutoTokenizer, AutoModel))
-
 
 def read(file, count):
     """Token ids and mask by name, (count, 32) each, and labels (count,), of a TSV of sentences and labels."""
     rows = [line.split("\t") for line in Path(os.environ["HASTEN_DATA"], "text/sst2", file).read_text().splitlines()[:count]]
+    tokenize = AutoTokenizer.from_pretrained(get_model_path())
     tokens = tokenize([row[0] for row in rows], padding="max_length", max_length=32, truncation=True, return_tensors="pt")
     return {k: tokens[k] for k in ("input_ids", "attention_mask")}, torch.tensor([int(row[1]) for row in rows])
 
@@ -23,7 +22,7 @@ def read(file, count):
 class Classifier(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder, self.head = encoder, torch.nn.Identity()
+        self.encoder, self.head = AutoModel.from_pretrained(get_model_path()), torch.nn.Identity()
 
     def forward(self, input_ids, attention_mask):
         hidden, mask = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask[..., None]
@@ -35,6 +34,6 @@ with torch.no_grad():
     fit = LogisticRegression(max_iter=1000).fit(model(**old), labels)
     model.head = torch.nn.Linear(384, 1)  # one score, above 0 for a good review
     model.head.weight[:], model.head.bias[:] = torch.tensor(fit.coef_), torch.tensor(fit.intercept_)
-asked = {"example_inputs": tuple(v[:2] for v in new.values()), "max_drop": 0.03, "time_limit": 60}
-result = hasten.optimize(model, hasten.Task((new, truth)), out="text_classifier.hasten", force=True, **asked)
+asked = {"out": "text_classifier.hasten", "force": True, "max_drop": 0.03, "time_limit": 60}
+result = hasten.optimize(model, hasten.Task((new, truth)), example_inputs=tuple(v[:2] for v in new.values()), **asked)
 print(result.best.name, result.best.ratio or result.reason, result.best.test)

@@ -163,7 +163,7 @@ def pictures(place: Path) -> None:
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(place / "images.zip", "w") as archive:
         for i in range(90):
-            pixels = rng.integers(0, 60, (224, 224, 3), np.uint8)
+            pixels = np.kron(rng.integers(0, 60, (14, 14, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
             pixels[..., i % 3] += 150
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG", compress_level=1)
@@ -221,7 +221,11 @@ def cupboard(tmp_path_factory):
 WANTED = {"model.onnx": (("mnist/", "digits_net.onnx"), ("--shape seq=", "tokens.onnx"))}
 """A name that stands for several things: where the command holds the text, that file is under the name."""
 
-MADE = {"hasten optimize": (r"(?:-o|--out) (\S+)", r"optimize (\w+)\.\S+"), "hasten run": (r"-o (\S+)",)}
+MADE = {
+    "hasten optimize": (r"(?:-o|--out) (\S+)", r"optimize (\w+)\.\S+"),
+    "hasten run": (r"-o (\S+)",),
+    "hasten convert": (r"convert \S+ (\S+)",),
+}
 """What a command makes must not be there before."""
 
 
@@ -235,11 +239,12 @@ def folder(cupboard, tmp_path, monkeypatch):
         made = {name if "." in name else f"{name}.hasten" for name in made} | made
         for source in cupboard.iterdir():
             if source.name not in made or "--resume" in line:
-                (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / source.name)
+                (shutil.copytree if source.is_dir() else os.symlink)(source, tmp_path / source.name)
         for name, choices in WANTED.items():
             for text, other in choices:
                 if text in line:
-                    shutil.copy(cupboard / other, tmp_path / name)
+                    (tmp_path / name).unlink()
+                    os.symlink(cupboard / other, tmp_path / name)
 
     return fill
 

@@ -25,7 +25,7 @@ PYTHON = {
     "keras_cnn": ("accuracy", True, [r"against Keras itself: (\{'keras'|None)", r"accuracy 0\.9\d+ on 900 digits"]),
     "pytorch_cnn": ("accuracy", True, [r"against torch itself: (\{'torch'|None)", r"accuracy 0\.9\d+"]),
     "text_classifier": ("accuracy", True, [r" · (onnxruntime|openvino)"]),
-    "tabular_mlp": ("auc", True, [r"baseline p99 +[\d.]+ µs", r"(keeps|misses) the deadline; "]),
+    "tabular_mlp": ("auc", True, [r"p99 +[\d.]+ µs", r"(keeps|misses) the deadline; "]),
     "detector": ("same_boxes", False, [r"same_boxes 1\.0000 on \d+ validation samples"]),
     "no_labels": ("agreement", False, [r"no labels: fidelity to the original is judged, by agreement"]),
 }
