@@ -300,6 +300,17 @@ BAD_OPTIONS = [
     (COMPARE, "--max-drop=nan", ("--max-drop is nan", "expected a number")),
     (COMPARE, "--max-slowdown=0", ("--max-slowdown is 0.0", "expected a number above 0")),
     (COMPARE, "--max-slowdown=1.05", ("speed left out", "leave out one of the two")),
+    (COMPARE, "--robust-samples=50", ("--robust-samples came without --robust", "give --robust too")),
+    (COMPARE, "--explain-samples=8", ("--explain-samples came without --explain", "give --explain too")),
+    (("compare", "masks.onnx", "masks.onnx", "--data", "masks.npz", "--skip-speed"), "--robust", ("no corruption applies", "expected pic")),
+    (("compare", "values.onnx", "values.onnx", "--data", "values.npz", "--skip-speed"), "--explain", ("--explain wants class scores",)),
+    (("optimize", "masks.onnx", "--data", "masks.npz", "-o", "out"), "--robust", ("--robust: no corruption applies to the inputs mask",)),
+    (("optimize", "values.onnx", "--data", "values.npz", "-o", "out"), "--explain", ("--explain wants class scores",)),
+    (("optimize", "model.onnx", "-o", "out"), "--robust", ("--robust needs data", "give --data")),
+    (("optimize", "model.onnx", "-o", "out"), "--explain", ("--explain needs data", "give --data")),
+    (OPTIMIZE, "--price-per-hour=-0.34", ("--price-per-hour is -0.34", "expected a number above 0")),
+    (("benchmark", "model.onnx"), "--price-per-hour=nan", ("--price-per-hour is nan", "expected a number above 0")),
+    (OPTIMIZE, "--watts-per-core=0", ("--watts-per-core is 0.0", "expected a number above 0")),
     (OPTIMIZE, "--time-limit=10", ("'10' is not a time", "expected a number and a unit")),
     (OPTIMIZE, "--time-limit=soon", ("'soon' is not a time", "expected a number and a unit")),
     (OPTIMIZE, "--time-limit=0s", ("time_limit is 0.0", "expected more than 0")),
@@ -323,6 +334,10 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(("command", "option", "says"), BAD_OPTIONS, ids=[f"{c[0]} {o}" for c, o, _ in BAD_OPTIONS])
 def test_an_option_that_makes_no_sense(place, command, option, says):
+    onnx.save(proto_of("m (int64[N, 4] mask) => (float[N, 4] y) { y = Cast <to = 1> (mask) }"), "masks.onnx")
+    onnx.save(proto_of("m (float[N, 8] x) => (float[N, 8, 1] y) { y = Unsqueeze (x, a) }", {"a": np.array([2])}), "values.onnx")
+    np.savez("masks.npz", x=np.arange(400).reshape(100, 4) % 2)
+    np.savez("values.npz", x=X)
     refuses(place, *("data.npz" if a == "BAD" else a for a in command), option, says=says)
 
 

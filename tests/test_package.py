@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,15 @@ def test_a_quick_start_loads_no_heavy_library(code):
 
 def test_a_heavy_library_would_be_seen():
     assert loaded_by("import hasten; hasten.Model") == {"onnx_ir"}
+
+
+@pytest.mark.parametrize("first", ["hasten", "hasten.run_template"])
+def test_onnxruntime_tells_its_maker_nothing(digits_cnn, tmp_path, first):
+    """Its telemetry keeps an identifier in the temporary folder and a queue in the cache: neither may appear."""
+    script = f"import importlib; importlib.import_module({first!r}); import onnxruntime as o; o.InferenceSession({str(digits_cnn)!r})"
+    kept = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
+    subprocess.run([sys.executable, "-c", script], check=True, env={**kept, "TMPDIR": str(tmp_path), "HOME": str(tmp_path)})
+    assert [p.name for p in tmp_path.rglob("*")] == []
 
 
 def test_every_public_name_is_there_and_no_other():

@@ -4,9 +4,13 @@ result = hasten.optimize("model.onnx", hasten.Task("digits.npz"), max_drop=0.005
 fast = hasten.load("out.hasten"); y = fast(x)
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from hasten.version import __version__
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""From 1.29 on onnxruntime tells its maker which models are opened (file name, hashes) unless this is set before it is imported."""
 
 if TYPE_CHECKING:
     from hasten.fast import load

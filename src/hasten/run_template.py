@@ -6,12 +6,14 @@ python run.py --measure              time it here: p50, p95, p99 of single calls
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports the models it opens to its maker unless told not to
 HERE = Path(__file__).resolve().parent
 
 

@@ -23,12 +23,15 @@ from hasten.cli.options import (
     ModelArg,
     OutOpt,
     PreprocessOpt,
+    QuietOpt,
     ShapeOpt,
     print_line,
     save,
     shapes_of,
+    telling,
 )
 from hasten.errors import BadInput
+from hasten.voice import voice
 
 OutArg = Annotated[str | None, typer.Argument(help="The .onnx file to write; or -o.", show_default=False)]
 
@@ -55,9 +58,10 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
         )
         shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
+        quiet = given.pop("quiet")
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
-        with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
             examples = doors.parse_example_input(example) if example else None
             model = doors.load(source, example_inputs=examples, shapes=shapes, workdir=Path(private)).model
             task = options.task()
@@ -66,7 +70,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 from hasten.search.candidates import GRAPH, Recipe
 
                 model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
-                print_line(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
+                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
             made = row.apply(model, settings, bound)
             save(made, out)
         step = made.history[-1]
@@ -88,7 +92,12 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     if row.observes:
         for name, kind in (("data", DataOpt), ("labels", LabelsOpt), ("label", LabelOpt), ("preprocess", PreprocessOpt)):
             parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=None))
-    for name, kind, default in (("shape", ShapeOpt, None), ("example_input", ExampleOpt, None), ("debug", DebugOpt, False)):
+    for name, kind, default in (
+        ("shape", ShapeOpt, None),
+        ("example_input", ExampleOpt, None),
+        ("quiet", QuietOpt, False),
+        ("debug", DebugOpt, False),
+    ):
         parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=default))
     command.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -15,6 +15,8 @@ from hasten.model import Model, Skip
 
 Feeds = Mapping[str, NDArray[np.generic]]
 Outputs = dict[str, NDArray[np.generic]]
+Profiled = tuple[str, str, float]
+"""An executed node's name, its operator or kind, and its seconds a call."""
 
 
 @dataclasses.dataclass(frozen=True)

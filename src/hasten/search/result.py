@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hasten.advise.held import advice_details
 from hasten.errors import BadInput
 from hasten.folder import (
     FINISHED,
@@ -50,6 +51,7 @@ class Outcome:
     size: int = 0
     accuracy: Judged | None = None
     ratio: Interval | None = None
+    tail_ratio: Interval | None = None
     own_ratios: dict[str, Interval] = dataclasses.field(default_factory=dict)
     floor: float = 0.0
     rounds: Sequence[Timing] = ()
@@ -68,8 +70,9 @@ class Outcome:
 class Choice:
     """One candidate as reported. Times in seconds a call of one batch, sizes in bytes.
 
-    `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `own_ratios` the same over the model's own
-    framework. `accuracy` is on validate, `test` and `verdict` on test. `state`: chosen, front, lost or baseline; `reason`: why it lost.
+    `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `tail_ratio` the same at the budget's percentile,
+    where latency is asked for at another one than 50; `own_ratios` over the model's own framework. `accuracy` is on validate, `test` and
+    `verdict` on test. `state`: chosen, front, lost or baseline; `reason`: why it lost.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Choice:
     preparation_seconds: float | None = None
     accuracy: dict[str, Any] | None = None
     ratio: dict[str, float] | None = None
+    tail_ratio: dict[str, float] | None = None
     own_ratios: dict[str, dict[str, float]] | None = None
     noise_floor: float | None = None
     test: dict[str, Any] | None = None
@@ -151,18 +155,21 @@ class Result:
                 shutil.copyfile(self.folder / name, place.file(name))
 
 
-def write_result(run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Outcome, reason: str, shapes: dict[str, int]) -> Result:
+def write_result(
+    run: Run, folder: Folder, tried: Sequence[Outcome], chosen: Outcome, reason: str, shapes: dict[str, int], details: dict[str, Any]
+) -> Result:
     """Write the chosen model and everything about the run; the manifest comes last, so a folder is finished or it is not."""
     front = pareto(run, tried)
     choices = [_choice(run, o, chosen, front) for o in tried]
     _write_model(run, folder, chosen, shapes)
     copy_model(run.path(run.baseline.recipe), folder.file(ORIGINAL))
+    details |= {"advice": advice_details(run, tried, chosen)}
     _write_manifest(
         run,
         folder,
         chosen,
         FINISHED,
-        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes},
+        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes, "details": details},
     )
     shutil.rmtree(folder.file(WORK))
     return Result.load(folder.path)
@@ -252,6 +259,7 @@ def _choice(run: Run, o: Outcome, chosen: Outcome, front: Sequence[Outcome]) -> 
             preparation_seconds=built.values.get("seconds") if built else None,
             accuracy=dataclasses.asdict(o.accuracy) if o.accuracy else None,
             ratio=dataclasses.asdict(o.ratio) if o.ratio else None,
+            tail_ratio=dataclasses.asdict(o.tail_ratio) if o.tail_ratio else None,
             own_ratios={k: dataclasses.asdict(v) for k, v in o.own_ratios.items()} or None,
             noise_floor=o.floor if o.ratio else None,
             test=dataclasses.asdict(o.test) if o.test else None,
