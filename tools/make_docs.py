@@ -28,6 +28,7 @@ import hasten  # noqa: E402
 from hasten import cli, plan  # noqa: E402
 from hasten.cli.techniques import technique_command  # noqa: E402
 from hasten.measure.statistics import smallest_provable_drop  # noqa: E402
+from hasten.profiles import PROFILES  # noqa: E402
 
 TECHNIQUES_NAV = "Techniques"
 ACCURACY = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
@@ -138,7 +139,7 @@ def _code(lines: list[str]) -> list[str]:
 def cli_page() -> str:
     verbs = [(verb, function) for _, verb, function in cli.VERBS]
     techniques = [(row.verb, technique_command(row)) for row in plan.TECHNIQUES]
-    parts = ["# Command line", "", "`hasten VERB --help` prints the same. Exit codes: see [judging](../judging.md#exit-codes).", ""]
+    parts = ["# Command line", "", "Each verb prints the same with `--help`. Exit codes: see [judging](../judging.md#exit-codes).", ""]
     for verb, function in verbs + techniques:
         parts += _verb(verb, function)
     return "\n".join(parts)
@@ -238,11 +239,11 @@ def results_table() -> str:
 
 
 def accuracy_table() -> str:
-    """Agreement with the float model after int8, the median over the recorded seeds."""
+    """Agreement with the float model after int8, the median over the recorded seeds; the last line of each model and seed counts."""
+    last = {(report["model"], report["seed"]): report for line in ACCURACY.read_text().splitlines() for report in [json.loads(line)]}
     found: dict[str, list[dict[str, Any]]] = {}
-    for line in ACCURACY.read_text().splitlines():
-        report = json.loads(line)
-        found.setdefault(report["model"], []).append(report)
+    for (model, _), report in last.items():
+        found.setdefault(model, []).append(report)
     rows = ["| model | splits | hasten | NNCF | onnxruntime |", "|---|---:|---:|---:|---:|"]
     for model, reports in sorted(found.items()):
         medians = (statistics.median(r[tool]["agreement"] for r in reports) for tool in ("hasten", "nncf", "onnxruntime"))
@@ -255,7 +256,24 @@ def provable_table() -> str:
     return "\n".join(rows + [f"| {n:,} | {smallest_provable_drop(n):.4f} |" for n in (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)])
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": results_table, "accuracy": accuracy_table, "provable": provable_table}
+def profiles_table() -> str:
+    rows = ["| `--for` | what for | sets | mind |", "|---|---|---|---|"]
+    for profile in PROFILES:
+        values = ", ".join(f"{name} {_plain(value)}" for name, value in profile.settings.items())
+        rows.append(f"| {profile.name} | {profile.about} | {values} | {profile.note} |")
+    return "\n".join(rows)
+
+
+def _plain(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "accuracy": accuracy_table,
+    "provable": provable_table,
+    "profiles": profiles_table,
+}
 
 
 def filled(page: str) -> str:
