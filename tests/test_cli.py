@@ -326,6 +326,8 @@ BAD_OPTIONS = [
     (("run", "plan.json", "model.onnx", "-o"), "file", ("file exists and is not an empty folder", "give -o another one")),
     (("run", "data.npz", "model.onnx", "-o"), "out", ("this is not a plan", "expected the plan.json")),
     (("quantize-static", "model.onnx"), "out.onnx", ("quantize_static needs data", "give --data")),
+    (("cleanup",), "model.onnx", ("cleanup writes one file, and none came", "with -o OUT")),
+    (("cleanup", "model.onnx", "out.onnx"), "-oother.onnx", ("out.onnx and -o other.onnx came", "give one")),
     (("verify",), "temporary", ("temporary has no manifest.json", "expected a folder that `hasten optimize` wrote")),
 ]
 
@@ -510,6 +512,14 @@ def test_help_of_a_verb_shows_examples_and_explains_every_option(verb):
         assert row.about.split(".")[0] in " ".join(ended.out.split())
         for field in dataclasses.fields(row.settings):
             assert f"--{field.name.replace('_', '-')}" in ended.out
+
+
+# --- a technique
+
+
+def test_a_technique_takes_its_output_either_way(place):
+    assert hasten("cleanup", "model.onnx", "one.onnx").code == hasten("cleanup", "model.onnx", "-o", "other.onnx").code == 0
+    assert (place / "one.onnx").read_bytes() == (place / "other.onnx").read_bytes()
 
 
 # --- JSON

@@ -170,6 +170,15 @@ def test_without_labels_fidelity_is_judged_and_without_data_nothing_lossy_is_tri
     result = hasten.optimize(digits_cnn, Task(x), out=tmp_path / "a", runtimes=("onnxruntime",), threads=1)
     assert result.manifest["judged"] == {**result.manifest["judged"], "metric": "agreement", "labels": False}
     assert result.better
+    seen = []
+
+    def same_class(outputs, originals):
+        seen.append(originals.shape[1:])
+        return (outputs.argmax(1) == originals.argmax(1)).astype(float)
+
+    own = hasten.optimize(digits_cnn, Task(x, metric=same_class), out=tmp_path / "own", runtimes=("onnxruntime",), threads=1)
+    assert (own.manifest["judged"]["metric"], set(seen)) == ("same_class", {(10,)})
+    assert own.best.test["value"] == result.best.test["value"]
     blind = hasten.optimize(digits_cnn, None, out=tmp_path / "b", runtimes=("onnxruntime", "openvino"), threads=1)
     assert blind.manifest["judged"] is None
     assert {c.recipe for c in blind.candidates} == {"original", "graph"}
