@@ -37,7 +37,7 @@ from hasten.voice import Told, speaking, voice
 FINALISTS, MOST_FINALISTS, CLOSE = 3, 5, 1.1
 """The best three of the first timing reach the finals, and whoever came within this factor of the third, up to five."""
 
-MORE_PAIRS, QUIET, PATIENCE = 12, 0.05, 45.0
+MORE_PAIRS, QUIET, PATIENCE = 12, 0.05, 20.0
 """Rounds of fresh processes when six leave it open whether a finalist is faster; also, for so many seconds, when the noise floor is above
 this share."""
 
