@@ -8,8 +8,8 @@ from hasten.task import Task
 
 
 def quicken() -> None:
-    """Two rounds, a few calls each; energy from one short stretch."""
-    energy.ROUNDS, energy.SECONDS = 1, 0.002
+    """Two rounds, a few calls each; energy from short stretches."""
+    energy.ROUNDS, energy.SECONDS = 2, 0.002
     judge.ROUNDS, judge.ROUND_SECONDS, judge.CALLS_SECONDS = 2, 0.002, 0.002
     judge.PAIRS = searching.MORE_PAIRS = 2
 

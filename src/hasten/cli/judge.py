@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -166,13 +166,13 @@ def compare(
         sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
         task = options.task().bind(sides[0].model)
         say = quiet if as_json else print_line
-        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
+        extras: dict[str, Any] = {}
         if explain:
-            agreement = comparing.attributions(sides[0], sides[1], task, explain_samples or EXPLAIN_SAMPLES, seed)
-            found = dataclasses.replace(found, explanation=agreement)
+            extras["explanation"] = comparing.attributions(sides[0], sides[1], task, explain_samples or EXPLAIN_SAMPLES, seed)
         if robust:
-            robustness, calibration = comparing.under_corruption(sides[0], sides[1], task, robust_samples, seed, say)
-            found = dataclasses.replace(found, robustness=robustness, calibration=calibration)
+            extras["robustness"], extras["calibration"] = comparing.under_corruption(sides[0], sides[1], task, robust_samples, seed, say)
+        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
+        found = dataclasses.replace(found, **extras)
     if as_json:
         print_json(found.to_json())
     else:

@@ -24,7 +24,7 @@ from hasten.model import Model
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
-from hasten.search.extras import Extras, check_extras, extras
+from hasten.search.extras import Extras, check_extras, extras, missing
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run, Say
 from hasten.task import BoundTask, Task
@@ -102,7 +102,10 @@ def optimize(
             run = Run(loaded.model, bound, allowed, target, folder.work, records, say, loaded.origin)
             _identify(run, folder)
             if folder.state == FINISHED:
-                return Result.load(folder.path)
+                done = Result.load(folder.path)
+                for line in missing(done.manifest, wanted):
+                    say(line)
+                return done
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
             check_extras(run, wanted)
