@@ -560,6 +560,32 @@ def test_json_of_benchmark_and_compare(place, speeds):
     assert found["speed"]["standings"][1]["ratio"]["estimate"] == pytest.approx(2)
 
 
+def test_the_price_of_a_million_predictions(place, speeds):
+    speeds[MLP.digest[:16]] = itertools.repeat(1e-3)
+    command = ("benchmark", "model.onnx", "--rounds", "2", "--price-per-hour", "3.6")
+    found = parsed(hasten(*command, "--json").out)
+    assert (found["standings"][0]["price_per_million"], found["price_per_hour"]) == (pytest.approx(1.0), 3.6)
+    shown = hasten(*command).out
+    assert "a million" in shown and "at 3.6 an hour, computed: seconds a call / batch" in shown
+
+
+def test_compare_under_corruption_and_with_attributions(place):
+    mlp_model(1).save("other.onnx")
+    command = ("compare", "model.onnx", "other.onnx", "--data", "data.npz", "--skip-speed", "--robust", "--explain")
+    found = parsed(hasten(*command, "--robust-samples", "60", "--explain-samples", "6", "--json").out)
+    assert (found["robustness"]["samples"], found["robustness"]["available"], len(found["robustness"]["levels"])) == (60, 144, 15)
+    assert (found["explanation"]["samples"], found["explanation"]["regions"]) == (6, FEATURES)
+    assert found["calibration"]["after"] > found["calibration"]["before"]
+    shown = " ".join(hasten(*command).out.split())
+    assert f"144 of 144 test samples, seed 0; without corruption 1.000 → {found['after']:.3f}" in shown
+    for text in (
+        "gaussian noise 0.05, 0.1, 0.2, 0.35, 0.5 σ ",
+        "calibration error (ECE, 15 bins",
+        "explanation: attributions agree",
+    ):
+        assert text in shown
+
+
 def test_json_of_a_model_that_cannot_be_timed(place, monkeypatch):
     """What is not a number is null: NaN is no JSON."""
     monkeypatch.setattr(judge, "time_once", lambda *a, **k: judge.Failure("timed out"))

@@ -27,7 +27,7 @@ from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.details import details
-from hasten.search.extras import Extras, check_extras, extras
+from hasten.search.extras import Extras, check_extras, extras, missing
 from hasten.search.guard import broken_guard, check_guards
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run
@@ -115,7 +115,10 @@ def optimize(
             run = Run(loaded.model, bound, allowed, target, folder.work, records, loaded.origin)
             _identify(run, folder)
             if folder.state == FINISHED:
-                return Result.load(folder.path)
+                done = Result.load(folder.path)
+                for line in missing(done.manifest, wanted):
+                    voice().say(line)
+                return done
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
             check_extras(run, wanted)
