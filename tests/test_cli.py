@@ -19,7 +19,7 @@ import pytest
 from hasten import check, cli, doors, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
-from hasten.measure import judge
+from hasten.measure import energy, judge, machine
 from hasten.measure.judge import Timing
 from hasten.model import Model
 from hasten.plan import Plan
@@ -83,6 +83,8 @@ def quick(monkeypatch):
     for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
         monkeypatch.setattr(judge, name, getattr(judge, name))
     monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
+    for name in ("ROUNDS", "SECONDS"):
+        monkeypatch.setattr(energy, name, getattr(energy, name))
     quicken()
 
 
@@ -580,6 +582,24 @@ def test_verify_gives_json_and_ends_with_6_where_a_claim_fails(place, speeds):
 
     (place / "out" / "run.py").write_text("print('mine')")
     refuses(place, "verify", "out", code=6, says=("run.py has digest", "it was changed"))
+
+
+def test_verify_of_a_folder_from_another_machine(place, speeds):
+    """The speed can't be checked there: that is inconclusive, unless it is left out; digests and accuracy are."""
+    speeds["int8-static"] = itertools.repeat(1e-4)
+    assert optimize().code == 0
+    path = place / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["machine"]["digest"]
+    other = machine.Machine(**manifest["machine"] | {"cpu": "MOS 6502", "cores": 1, "isa": ()})
+    path.write_text(json.dumps(manifest | {"machine": dataclasses.asdict(other) | {"digest": other.digest}}))
+
+    there = hasten("verify", "out", "--data", "data.npz")
+    assert (there.code, there.err) == (7, "hasten: out: the speed was measured on another machine; --skip-speed leaves it out\n")
+    assert "another machine than the one measured" in there.out
+    without = hasten("verify", "out", "--data", "data.npz", "--skip-speed", "--json")
+    assert (without.code, without.err) == (0, "")
+    assert {c["name"]: c["state"] for c in parsed(without.out)} == {"digests": "holds", "speed": "not checked", "accuracy": "holds"}
 
 
 # --- the gate

@@ -13,16 +13,17 @@ from typing import Any
 
 from hasten.errors import BadInput, ClaimFailed, HastenError, OutOfResources
 
-MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, WORK = (
+MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "model.onnx",
     "original.onnx",
     "plan.json",
     "records.jsonl",
     "manifest.json",
     "run.py",
+    "report.html",
     ".work",
 )
-OURS = (MODEL, f"{MODEL}.data", ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, WORK)
+OURS = (MODEL, f"{MODEL}.data", ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
 FINISHED, UNFINISHED = "finished", "unfinished"
 FIELDS = {"state", "chosen", "runtime", "target", "inputs", "outputs", "judged", "machine", "digests"}
 """What every manifest holds, finished or not."""

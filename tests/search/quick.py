@@ -2,15 +2,17 @@
 
 import sys
 
-from hasten.measure import energy, judge
+from hasten.measure import energy, judge, layers
+from hasten.search import details
 from hasten.search import optimize as searching
 from hasten.task import Task
 
 
 def quicken() -> None:
-    """Two rounds, a few calls each; energy from one short stretch."""
+    """Two rounds, a few calls each; energy, layers and single calls from one short stretch."""
     energy.ROUNDS, energy.SECONDS = 1, 0.002
     judge.ROUNDS, judge.ROUND_SECONDS, judge.CALLS_SECONDS = 2, 0.002, 0.002
+    layers.SECONDS, details.PROCESSES, details.CALLS_SECONDS = 0.02, 1, 0.002
     judge.PAIRS = searching.MORE_PAIRS = 2
 
 

@@ -116,7 +116,7 @@ def compare(
     timed = None
     if speed:
         timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds)
-    classes, flips = _classes(*outputs, labels if split.labels is not None else None)
+    classes, flips = class_changes(*outputs, labels if split.labels is not None else None)
     return Comparison(
         metric.name,
         metric.higher_is_better,
@@ -173,7 +173,7 @@ def metric_difference(metric: Metric, before: Array, after: Array, labels: Array
     return whole_set_difference(metric.whole_set, before, after, labels, seed=seed)
 
 
-def _classes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[ClassChange, ...], int | None]:
+def class_changes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[ClassChange, ...], int | None]:
     """Recall per class and the number of flips, where outputs are class scores (N, C)."""
     if not are_class_scores(before):
         return (), None

@@ -1,12 +1,13 @@
-"""Numbers for people: times, bytes, counts. The terminal and the report write them alike."""
+"""Numbers for people: the one place where a measurement becomes a text, on the terminal and on a page."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def seconds(value: float | None) -> str:
-    """A time for people."""
+    """A time, `12.3 µs`."""
     if value is None or math.isnan(value):
         return "–"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
@@ -16,7 +17,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes for people."""
+    """Bytes, `4.07 MB` (powers of ten)."""
     if value is None:
         return "–"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
@@ -26,10 +27,37 @@ def size(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number of MACs or parameters for people."""
+    """A number of MACs or parameters, `3.5 M`."""
     if value is None:
         return "?"
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.0f}"
+
+
+def times(value: float | None) -> str:
+    """A ratio, `2.35 ×`."""
+    return "–" if value is None or math.isnan(value) else f"{value:.2f} ×"
+
+
+def interval(value: Mapping[str, float | None] | None, digits: int = 2, sign: str = "") -> str:
+    """The 95 % interval of a record, `[2.20, 2.53]`; `sign` is "+" where a difference is shown."""
+    if value is None or value["low"] is None or value["high"] is None:
+        return ""
+    return f"[{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+
+
+def metric(value: float | None) -> str:
+    """The value of a metric, `0.9822`."""
+    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def change(value: float | None) -> str:
+    """A difference of a metric, `−0.0011`."""
+    return "–" if value is None or math.isnan(value) else f"{value:+.4f}".replace("-", "−")
+
+
+def share(value: float | None, digits: int = 0) -> str:
+    """A share, `97 %`."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"

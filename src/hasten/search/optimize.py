@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import doors, profiles, runtimes
-from hasten.advise.held import predict
+from hasten.advise.held import advice_details, predict
 from hasten.errors import BadInput, Unsupported
 from hasten.folder import FINISHED, RECORDS, Folder
 from hasten.measure import judge
@@ -26,6 +26,7 @@ from hasten.report.numbers import seconds
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
+from hasten.search.details import details
 from hasten.search.extras import Extras, check_extras, extras
 from hasten.search.guard import broken_guard, check_guards
 from hasten.search.result import Outcome, Result, save_best, write_result
@@ -169,7 +170,8 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, 
     _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
     chosen, reason = _choose(run, tried)
-    return write_result(run, folder, tried, chosen, reason, shapes, extras(run, tried[0], chosen, wanted))
+    found = details(run, tried[0], chosen) | extras(run, tried[0], chosen, wanted) | {"advice": advice_details(run, tried, chosen)}
+    return write_result(run, folder, tried, chosen, reason, shapes, found)
 
 
 def _baseline(run: Run) -> Timing:

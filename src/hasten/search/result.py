@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hasten.advise.held import advice_details
 from hasten.errors import BadInput
 from hasten.folder import (
     FINISHED,
@@ -163,7 +162,6 @@ def write_result(
     choices = [_choice(run, o, chosen, front) for o in tried]
     _write_model(run, folder, chosen, shapes)
     copy_model(run.path(run.baseline.recipe), folder.file(ORIGINAL))
-    details |= {"advice": advice_details(run, tried, chosen)}
     _write_manifest(
         run,
         folder,
