@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hasten.advise.inspection import Inspection
@@ -141,7 +142,7 @@ def show_diagnosis(found: Diagnosis) -> None:
         console.print(f"  {name:14}{brings}", markup=False)
     table = Table("package", "version", "what for", "to add it", box=None)
     for package in found.packages:
-        table.add_row(package.name, package.version or "missing", package.about, "" if package.version else package.add)
+        table.add_row(package.name, package.version or "missing", package.about, "" if package.version else escape(package.add))
     console.print(table)
     for test in found.tests:
         state = "passed" if test.passed else "FAILED" if test.passed is False else "seen"
