@@ -25,7 +25,7 @@ from hasten.model import Model
 from hasten.report.numbers import seconds
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
-from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
+from hasten.search.candidates import GRAPH_ONLY, Candidate, candidates, recipes
 from hasten.search.details import details
 from hasten.search.extras import Extras, check_extras, extras, missing
 from hasten.search.guard import broken_guard, check_guards
@@ -291,7 +291,7 @@ def _twin(run: Run, candidate: Candidate) -> str | None:
     mine = run.build(candidate.recipe)
     if candidate.recipe.steps and not mine["changed"] and candidate.recipe.name != GRAPH_ONLY:
         return "the technique changed nothing in this model"
-    twins = [r for r in RECIPES if "structure" in (built := run.build(r)) and built["structure"] == mine["structure"]]
+    twins = [r for r in recipes(run.budget) if "structure" in (built := run.build(r)) and built["structure"] == mine["structure"]]
     if run.task is None or len(twins) < 2:
         return None
     drops = {}
