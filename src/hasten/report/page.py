@@ -27,6 +27,10 @@ NODES = 12
 """Nodes of one reason that are named; of the others, how many there are."""
 
 
+FEW = 10
+"""Samples that some class must have before a picture of recall by class is drawn."""
+
+
 def page(result: Result) -> str:
     """The page as text. Raises BadInput for a folder that is not finished (see Result.load)."""
     import jinja2
@@ -50,7 +54,7 @@ def libraries() -> str:
     """Vega, Vega-Lite and vega-embed in one script, from the package vl-convert: nothing is downloaded. About 0.9 MB."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
@@ -196,32 +200,44 @@ def _layers(found: dict[str, Any] | None, drawn: dict[str, pictures.Spec]) -> di
     """Two pictures on one scale, and how much of each call no layer explains."""
     if not found:
         return None
-    good = {side: profile for side, profile in found.items() if "failed" not in profile}
-    longest = max((r["seconds"] for profile in good.values() for r in pictures.layer_rows(profile)), default=0.0)
-    titles, sides, told = {"before": "Original", "after": "Chosen"}, [], []
-    for side, profile in found.items():
+    titles: dict[str, str] = {"before": "Original", "after": "Chosen"}
+    measured = [profile for profile in found.values() if "failed" not in profile]
+    longest = max((r["seconds"] for profile in measured for r in profile["layers"]), default=0.0)
+    sides, told = [], []
+    for side in [s for s in titles if s in found]:
+        profile = found[side]
         if "failed" in profile:
             sides.append({"title": titles[side], "failed": profile["failed"]})
             continue
         name, over = f"layers-{side}", pictures.overhead(profile)
         drawn[name] = pictures.layers(profile, longest, {"before": "original", "after": "chosen"}[side])
         rows = sorted(profile["layers"], key=lambda r: -r["seconds"])
-        heaviest = f", the heaviest {rows[0]['op']} with {seconds(rows[0]['seconds'])}" if rows else ""
         sides.append(
             {
                 "title": titles[side],
                 "failed": "",
                 "id": name,
-                "label": f"{len(rows)} layers take {seconds(sum(r['seconds'] for r in rows))} of a call of "
-                f"{seconds(profile['call_seconds'])}{heaviest}.",
+                "label": _layer_words(rows, profile["call_seconds"], over),
                 "rows": [{"name": r["name"], "op": r["op"], "time": seconds(r["seconds"])} for r in rows],
             }
         )
         told.append(f"{share(over / profile['call_seconds'])} of the {titles[side].lower()}'s call")
-    text = "As the runtimes' own profilers tell it, in a process of its own; runtimes fuse and rename layers, and profiling costs a little itself."
-    if told:
-        text += f" Overhead, which no layer explains: {' and '.join(told)}."
+    text = f"Overhead, which no layer explains, is {' and '.join(told)}. " if told else ""
+    text += "As the runtimes' own profilers tell it, on one scale; runtimes fuse and rename layers, and profiling costs a little itself."
     return {"sides": sides, "words": text}
+
+
+def _layer_words(rows: list[dict[str, Any]], call: float, over: float) -> str:
+    """How many layers take how much of a call, and the lighter ones that the picture leaves out."""
+    total, rest = sum(r["seconds"] for r in rows), rows[pictures.HEAVIEST :]
+    text = (
+        f"{len(rows)} layers take {seconds(total)} of a call of {seconds(call)}; overhead {seconds(over) if over else 'none to be seen'}."
+    )
+    if rest:
+        text += (
+            f" Shown: the {pictures.HEAVIEST} heaviest; the {len(rest)} others together take {seconds(sum(r['seconds'] for r in rest))}."
+        )
+    return text
 
 
 def _latency(found: dict[str, Any] | None, drawn: dict[str, pictures.Spec]) -> dict[str, Any] | None:
@@ -252,7 +268,9 @@ def _classes(result: Result, found: dict[str, Any], drawn: dict[str, pictures.Sp
     if flips == 0:
         text = f"On all {samples} test samples the chosen model names the same class as the original."
     label, changed = "", [r for r in rows if r["before"] != r["after"]]
-    if changed:
+    if rows and max(r["samples"] for r in rows) < FEW:
+        text += f" Recall by class would say little: no class has {FEW} samples or more."
+    elif changed:
         drawn["classes"] = pictures.classes(rows) or {}
         worst = min(changed, key=lambda r: r["after"] - r["before"])
         shown = min(len(changed), pictures.MOST_CLASSES)
@@ -287,6 +305,7 @@ def _step(step: dict[str, Any]) -> dict[str, Any]:
     changed = step["changed"]
     return {
         "name": step["name"].replace("_", " "),
+        "changed": changed,
         "words": f"{changed} node{'s' if changed != 1 else ''} changed" if changed else "nothing to change",
         "settings": ", ".join(f"{k} {v}" for k, v in step["settings"].items()),
         "skipped": named,

@@ -73,12 +73,14 @@ def pareto(result: Result) -> Spec | None:
     low, high = _domain(judged, result)
     name = words.name(result)
     y = alt.Y("value:Q", title=f"{name} on validate", scale=alt.Scale(domain=[low, high], nice=False), axis=alt.Axis(tickCount=6))
-    tooltip = [alt.Tooltip(f"{k}:N", title=k) for k in ("candidate", "time of a call", "speed-up", name, "size", "why not") if k]
+    tooltip = _tooltip("candidate", "time of a call", "speed-up", name, "size", "why not")
     rows = [_row(c, factor, result) | {"value": (c.accuracy or {})["value"], name: metric((c.accuracy or {})["value"])} for c in judged]
     layers = [_points(rows, x, y, tooltip), _labels(rows, x, y)]
     if (others := [_row(c, factor, result) for c in timed if c.accuracy is None]) and len(judged) < len(timed):
         ticks = alt.Chart(alt.Data(values=others)).mark_tick(color="var(--lost)", thickness=2, height=12, opacity=0.8)
-        layers.insert(0, ticks.encode(x=x, y=alt.value("height"), tooltip=[t for t in tooltip if t.title != name]))
+        layers.insert(
+            0, ticks.encode(x=x, y=alt.value("height"), tooltip=_tooltip("candidate", "time of a call", "speed-up", "size", "why not"))
+        )
     layers.insert(0, _budget_line(result, low, high))
     return _spec(alt.layer(*layers), 340)
 
@@ -89,7 +91,7 @@ def _by_size(timed: Sequence[Choice], x: Any, unit: str, factor: float, result: 
 
     names, scale = numbers.size_unit(max(c.size for c in timed))
     y = alt.Y("value:Q", title=f"size of the file ({names})", axis=alt.Axis(tickCount=5))
-    tooltip = [alt.Tooltip(f"{k}:N", title=k) for k in ("candidate", "time of a call", "speed-up", "size", "why not")]
+    tooltip = _tooltip("candidate", "time of a call", "speed-up", "size", "why not")
     rows = [_row(c, factor, result) | {"value": c.size / scale} for c in timed]
     return _spec(alt.layer(_points(rows, x, y, tooltip), _labels(rows, x, y)), 300)
 
@@ -106,6 +108,12 @@ def _row(choice: Choice, factor: float, result: Result) -> dict[str, Any]:
         "size": size(choice.size),
         "why not": choice.reason or group(choice),
     }
+
+
+def _tooltip(*fields: str) -> list[Any]:
+    import altair as alt
+
+    return [alt.Tooltip(f"{field}:N", title=field) for field in fields]
 
 
 def _points(rows: list[dict[str, Any]], x: Any, y: Any, tooltip: Any) -> Any:
@@ -138,7 +146,7 @@ def _labels(rows: list[dict[str, Any]], x: Any, y: Any) -> Any:
         named = [r for r in rows if r["group"] == name]
         if named:
             align = "left" if named[0]["time"] == ends[0] else "right" if named[0]["time"] == ends[1] else "center"
-            text = alt.Chart(alt.Data(values=named)).mark_text(dy=dy, align=align, fontWeight=600, color=f"var(--{name})")
+            text = alt.Chart(alt.Data(values=named)).mark_text(dy=dy, align=align, fontWeight=600, fill=f"var(--{name})")
             charts.append(text.encode(x=x, y=y, text=alt.value(name)))
     return alt.layer(*charts)
 
@@ -170,40 +178,27 @@ def _budget_line(result: Result, low: float, high: float) -> Any:
     rows = [{"line": line, "text": "budget"}] if line is not None and low < line < high else []
     y = alt.Y("line:Q", scale=alt.Scale(domain=[low, high], nice=False))
     rule = alt.Chart(alt.Data(values=rows)).mark_rule(color="var(--broken)", strokeDash=[4, 4]).encode(y=y)
-    text = alt.Chart(alt.Data(values=rows)).mark_text(align="right", dy=12, dx=-2, color="var(--broken)")
+    text = alt.Chart(alt.Data(values=rows)).mark_text(align="right", dy=12, dx=-2, fill="var(--broken)")
     return alt.layer(rule, text.encode(y=y, x=alt.value("width"), text="text:N"))
 
 
 def layers(profile: dict[str, Any], longest: float, side: str) -> Spec:
-    """The heaviest layers of one model as bars with their names above, then the others together, then the overhead.
+    """The heaviest layers of one model as bars with their names above.
 
-    `longest`: seconds of the longest bar in either picture, so that both have one scale; `side`: original or chosen.
+    `longest`: seconds of the heaviest layer in either picture, so that both have one scale; `side`: original or chosen.
     """
     import altair as alt
 
-    rows = [r | {"text": seconds(r["seconds"]), "order": i} for i, r in enumerate(layer_rows(profile))]
+    heaviest = sorted(profile["layers"], key=lambda r: -r["seconds"])[:HEAVIEST]
+    rows = [r | {"text": seconds(r["seconds"]), "order": i, "label": f"{r['op']}  {_short(r['name'])}"} for i, r in enumerate(heaviest)]
     x = alt.X("seconds:Q", axis=None, scale=alt.Scale(domain=[0, 1.25 * longest], nice=False))
     y = alt.Y("order:O", axis=None, scale=alt.Scale(paddingInner=0.2))
-    colour = alt.condition("datum.kind == 'layer'", alt.value(f"var(--{side})"), alt.value("var(--lost)"))
     base = alt.Chart(alt.Data(values=rows))
     tooltip = [alt.Tooltip(f"{k}:N", title=t) for k, t in (("name", "layer"), ("op", "operator"), ("text", "time of a call"))]
-    bars = base.mark_bar(height=7, cornerRadiusEnd=2, yOffset=8).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    bars = base.mark_bar(height=7, cornerRadiusEnd=2, yOffset=8, color=f"var(--{side})").encode(x=x, y=y, tooltip=tooltip)
     names = base.mark_text(align="left", dy=-6, limit=340).encode(x=alt.value(0), y=y, text="label:N", tooltip=tooltip)
-    values = base.mark_text(align="left", dx=5, dy=9, color=MUTED, fontSize=11, fill=MUTED).encode(x=x, y=y, text="text:N")
-    return _spec(alt.layer(bars, names, values), alt.Step(34))
-
-
-def layer_rows(profile: dict[str, Any]) -> list[dict[str, Any]]:
-    """name, op, label, seconds, kind (layer, others or overhead): the heaviest first."""
-    ordered = sorted(profile["layers"], key=lambda r: -r["seconds"])
-    rows = [r | {"kind": "layer", "label": f"{r['op']}  {_short(r['name'])}"} for r in ordered[:HEAVIEST]]
-    if rest := ordered[HEAVIEST:]:
-        text = f"{len(rest)} lighter layer{'s' if len(rest) > 1 else ''}"
-        rows.append({"name": text, "op": "", "label": text, "seconds": sum(r["seconds"] for r in rest), "kind": "others"})
-    over = overhead(profile)
-    if over > 0:
-        rows.append({"name": "overhead", "op": "", "label": "overhead: outside of layers", "seconds": over, "kind": "overhead"})
-    return rows
+    values = base.mark_text(align="left", dx=5, dy=9, fontSize=11, fill=MUTED).encode(x=x, y=y, text="text:N")
+    return _spec(alt.layer(bars, names, values), 34 * len(rows))
 
 
 def overhead(profile: dict[str, Any]) -> float:
@@ -253,11 +248,7 @@ def latency(found: dict[str, Any]) -> Spec:
         for rank, align in ((50, "center"), (95, "center"), (99, "right")):
             text = alt.Chart(alt.Data(values=[r for r in own if r["rank"] == rank]))
             dy = -14 if side == upper else 17
-            parts.append(
-                text.mark_text(dy=dy, align=align, color=f"var(--{names[side]})", fill=f"var(--{names[side]})").encode(
-                    x=x, y=y, text="text:N"
-                )
-            )
+            parts.append(text.mark_text(dy=dy, align=align, fill=f"var(--{names[side]})").encode(x=x, y=y, text="text:N"))
     return _spec(alt.layer(*parts), 300)
 
 
@@ -293,7 +284,7 @@ def classes(rows: Sequence[dict[str, Any]]) -> Spec | None:
     parts = [bars]
     for test, align, dx in (("datum.points < 0", "right", -5), ("datum.points >= 0", "left", 5)):
         parts.append(base.transform_filter(test).mark_text(align=align, dx=dx).encode(x=x, y=y, text="text:N"))
-    return _spec(alt.layer(*parts), alt.Step(26))
+    return _spec(alt.layer(*parts), 50 + 26 * len(values))
 
 
 def corruption(levels: Sequence[dict[str, Any]], ends: tuple[float, float]) -> Spec:
@@ -329,7 +320,8 @@ def _time_scale(times: Sequence[float], factor: float) -> Any:
     return alt.Scale(domain=[0, high * 1.08], nice=False)
 
 
-def _spec(chart: Any, height: Any) -> Spec:
+def _spec(chart: Any, height: int) -> Spec:
     """The chart as wide as its place on the page."""
-    spec: Spec = chart.properties(width="container", height=height).configure(**CONFIG).to_dict()
+    fit = {"type": "fit", "contains": "padding"}
+    spec: Spec = chart.properties(width="container", height=height, autosize=fit).configure(**CONFIG).to_dict()
     return spec
