@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MODELS := src/hasten/models
 
-.PHONY: help demo test lint bench setup-core setup-dev
+.PHONY: help demo test lint docs bench setup-core setup-dev
 
 help:  ## This list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,9 @@ lint: $(VENV)/.dev  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## The documentation, into build/docs.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench  ## Side by side with the peers; see benchmarks/README.md.
 	$(BIN)/python benchmarks/peers.py

@@ -216,7 +216,7 @@ def run_case(it: Case, threads: int, rounds: int, again: bool) -> dict[str, Any]
         "rounds": rounds,
         "chosen": result.best.name,
         "optimize_seconds": round(took, 1),
-        "judged_by": "accuracy" if bench.labels is not None else "agreement with the float model",
+        "judged_by": "accuracy" if bench.labels is not None else "cosine with the float model",
         "floor": round(floor, 4),
         "rows": {n: {"ms": round(seconds[n] * 1e3, 4), "value": round(values[n], 4), "keeps_budget": values[n] >= floor} for n in entries},
         "failed": failed,

@@ -19,7 +19,7 @@ import pytest
 from hasten import check, cli, doors, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
-from hasten.measure import judge
+from hasten.measure import energy, judge, machine
 from hasten.measure.judge import Timing
 from hasten.model import Model
 from hasten.plan import Plan
@@ -83,6 +83,8 @@ def quick(monkeypatch):
     for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
         monkeypatch.setattr(judge, name, getattr(judge, name))
     monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
+    for name in ("ROUNDS", "SECONDS"):
+        monkeypatch.setattr(energy, name, getattr(energy, name))
     quicken()
 
 
@@ -300,6 +302,17 @@ BAD_OPTIONS = [
     (COMPARE, "--max-drop=nan", ("--max-drop is nan", "expected a number")),
     (COMPARE, "--max-slowdown=0", ("--max-slowdown is 0.0", "expected a number above 0")),
     (COMPARE, "--max-slowdown=1.05", ("speed left out", "leave out one of the two")),
+    (COMPARE, "--robust-samples=50", ("--robust-samples came without --robust", "give --robust too")),
+    (COMPARE, "--explain-samples=8", ("--explain-samples came without --explain", "give --explain too")),
+    (("compare", "masks.onnx", "masks.onnx", "--data", "masks.npz", "--skip-speed"), "--robust", ("no corruption applies", "expected pic")),
+    (("compare", "values.onnx", "values.onnx", "--data", "values.npz", "--skip-speed"), "--explain", ("--explain wants class scores",)),
+    (("optimize", "masks.onnx", "--data", "masks.npz", "-o", "out"), "--robust", ("--robust: no corruption applies to the inputs mask",)),
+    (("optimize", "values.onnx", "--data", "values.npz", "-o", "out"), "--explain", ("--explain wants class scores",)),
+    (("optimize", "model.onnx", "-o", "out"), "--robust", ("--robust needs data", "give --data")),
+    (("optimize", "model.onnx", "-o", "out"), "--explain", ("--explain needs data", "give --data")),
+    (OPTIMIZE, "--price-per-hour=-0.34", ("--price-per-hour is -0.34", "expected a number above 0")),
+    (("benchmark", "model.onnx"), "--price-per-hour=nan", ("--price-per-hour is nan", "expected a number above 0")),
+    (OPTIMIZE, "--watts-per-core=0", ("--watts-per-core is 0.0", "expected a number above 0")),
     (OPTIMIZE, "--time-limit=10", ("'10' is not a time", "expected a number and a unit")),
     (OPTIMIZE, "--time-limit=soon", ("'soon' is not a time", "expected a number and a unit")),
     (OPTIMIZE, "--time-limit=0s", ("time_limit is 0.0", "expected more than 0")),
@@ -315,12 +328,18 @@ BAD_OPTIONS = [
     (("run", "plan.json", "model.onnx", "-o"), "file", ("file exists and is not an empty folder", "give -o another one")),
     (("run", "data.npz", "model.onnx", "-o"), "out", ("this is not a plan", "expected the plan.json")),
     (("quantize-static", "model.onnx"), "out.onnx", ("quantize_static needs data", "give --data")),
+    (("cleanup",), "model.onnx", ("cleanup writes one file, and none came", "with -o OUT")),
+    (("cleanup", "model.onnx", "out.onnx"), "-oother.onnx", ("out.onnx and -o other.onnx came", "give one")),
     (("verify",), "temporary", ("temporary has no manifest.json", "expected a folder that `hasten optimize` wrote")),
 ]
 
 
 @pytest.mark.parametrize(("command", "option", "says"), BAD_OPTIONS, ids=[f"{c[0]} {o}" for c, o, _ in BAD_OPTIONS])
 def test_an_option_that_makes_no_sense(place, command, option, says):
+    onnx.save(proto_of("m (int64[N, 4] mask) => (float[N, 4] y) { y = Cast <to = 1> (mask) }"), "masks.onnx")
+    onnx.save(proto_of("m (float[N, 8] x) => (float[N, 8, 1] y) { y = Unsqueeze (x, a) }", {"a": np.array([2])}), "values.onnx")
+    np.savez("masks.npz", x=np.arange(400).reshape(100, 4) % 2)
+    np.savez("values.npz", x=X)
     refuses(place, *("data.npz" if a == "BAD" else a for a in command), option, says=says)
 
 
@@ -497,6 +516,14 @@ def test_help_of_a_verb_shows_examples_and_explains_every_option(verb):
             assert f"--{field.name.replace('_', '-')}" in ended.out
 
 
+# --- a technique
+
+
+def test_a_technique_takes_its_output_either_way(place):
+    assert hasten("cleanup", "model.onnx", "one.onnx").code == hasten("cleanup", "model.onnx", "-o", "other.onnx").code == 0
+    assert (place / "one.onnx").read_bytes() == (place / "other.onnx").read_bytes()
+
+
 # --- JSON
 
 
@@ -555,6 +582,24 @@ def test_verify_gives_json_and_ends_with_6_where_a_claim_fails(place, speeds):
 
     (place / "out" / "run.py").write_text("print('mine')")
     refuses(place, "verify", "out", code=6, says=("run.py has digest", "it was changed"))
+
+
+def test_verify_of_a_folder_from_another_machine(place, speeds):
+    """The speed can't be checked there: that is inconclusive, unless it is left out; digests and accuracy are."""
+    speeds["int8-static"] = itertools.repeat(1e-4)
+    assert optimize().code == 0
+    path = place / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["machine"]["digest"]
+    other = machine.Machine(**manifest["machine"] | {"cpu": "MOS 6502", "cores": 1, "isa": ()})
+    path.write_text(json.dumps(manifest | {"machine": dataclasses.asdict(other) | {"digest": other.digest}}))
+
+    there = hasten("verify", "out", "--data", "data.npz")
+    assert (there.code, there.err) == (7, "hasten: out: the speed was measured on another machine; --skip-speed leaves it out\n")
+    assert "another machine than the one measured" in there.out
+    without = hasten("verify", "out", "--data", "data.npz", "--skip-speed", "--json")
+    assert (without.code, without.err) == (0, "")
+    assert {c["name"]: c["state"] for c in parsed(without.out)} == {"digests": "holds", "speed": "not checked", "accuracy": "holds"}
 
 
 # --- the gate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten.errors import BadInput
-from hasten.facts import facts, roofline
+from hasten.facts import facts
 from tests.conftest import mlp_model, model_of
 
 FLOAT = 4
@@ -137,8 +137,3 @@ def test_quantized_weights_count_as_stored():
     assert (found.macs, found.weight_bytes) == (8 * 4, 8 * 4 + 4 * FLOAT + 4)
     assert found.activation_bytes == (8 + 4) * FLOAT
     assert next(r for r in found.rows if r.op == "MatMul").bits == 8
-
-
-@pytest.mark.parametrize(("macs", "moved", "bound"), [(100, 10, "compute"), (100, 1000, "memory"), (40, 10, "compute"), (39, 10, "memory")])
-def test_roofline(macs, moved, bound):
-    assert roofline(macs, moved, peak_macs=4.0, peak_bytes=1.0) == bound

@@ -43,6 +43,14 @@ def test_agreement_is_of_classes_or_a_cosine():
     assert AGREEMENT.value(np.ones((3, 2, 4)), np.ones((3, 2, 4))) == pytest.approx(1)
 
 
+def test_agreement_of_normalised_embeddings_is_the_cosine_and_not_a_class():
+    x = np.random.default_rng(0).standard_normal((50, 16))
+    embeddings = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    turned = np.roll(embeddings, 1, axis=1)
+    assert AGREEMENT.value(turned, embeddings) == pytest.approx(float(np.mean((turned * embeddings).sum(1))))
+    assert AGREEMENT.value(x, x + 1) == 1.0  # not normalised: these may be class scores
+
+
 def test_a_function_of_the_user_is_of_either_kind(tmp_path):
     (tmp_path / "m.py").write_text(
         "import numpy as np\ndef each(o, y):\n    return (o.argmax(1) == y) * 1.0\ndef all_(o, y):\n    return float(np.mean(o))\n"

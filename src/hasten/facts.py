@@ -1,4 +1,4 @@
-"""facts: numbers of a model without running it. MACs, bytes, shapes per operator, and what a roofline says of them."""
+"""facts: numbers of a model without running it. MACs, bytes, shapes per operator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.errors import BadInput
 from hasten.model import Model
@@ -63,12 +63,7 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
         if value.shape is not None:
             fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
             value.shape = ir.Shape(fixed)
-    for node in edited.graph:
-        for output in node.outputs:
-            output.shape = None
-    for output in edited.graph.outputs:
-        output.shape = None
-    edited = ShapeInferencePass(strict_mode=False, data_prop=True)(edited).model
+    _infer(edited)
     rows = tuple(_row(node) for node in edited.graph if node.op_type != "Constant")
     constants = [node.outputs[0] for node in edited.graph if node.op_type == "Constant"]
     weights = [t for v in [*edited.graph.initializers.values(), *constants] if (t := _weight(v)) is not None]
@@ -83,9 +78,36 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
     )
 
 
-def roofline(macs: int, moved: int, peak_macs: float, peak_bytes: float) -> str:
-    """What bounds the work on a machine of `peak_macs` MACs and `peak_bytes` bytes a second: `compute` or `memory`."""
-    return "compute" if macs / peak_macs >= moved / peak_bytes else "memory"
+SMALL = 1024
+"""Bytes of a weight whose values shape inference may want: shapes, axes, sizes. Others it sees as inputs."""
+
+
+def _infer(edited: ir.Model) -> None:
+    """Shapes and types of the main graph's values, anew. As onnx_ir's ShapeInferencePass, but they are read from onnx's answer itself, which
+    is not made a graph first: with 10,000 nodes that is most of the time."""
+    graph = edited.graph
+    for value in (*(o for node in graph for o in node.outputs), *graph.outputs):
+        value.shape = None
+    inputs = len(graph.inputs)
+    large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > SMALL]
+    for value in large:
+        del graph.initializers[value.name or ""]
+        graph.inputs.append(value)
+    try:
+        proto = ir.to_proto(edited)
+    finally:
+        del graph.inputs[inputs:]
+        for value in large:
+            graph.register_initializer(value)
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True).graph
+    found = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")}
+    for node in graph:
+        for output in node.outputs:
+            known = found.get(output.name or "")
+            if known is not None and known.HasField("shape"):
+                output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in known.shape.dim])
+            if known is not None and known.elem_type:
+                output.type = ir.TensorType(ir.DataType(known.elem_type))
 
 
 def _row(node: ir.Node) -> Row:

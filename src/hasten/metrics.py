@@ -156,10 +156,18 @@ CLASSES = ("accuracy", "top-5", "f1", "auc", "nll")
 
 
 def agreement(outputs: Array, labels: Array) -> Array:
-    """Fidelity: outputs of a model beside those of the original. The same class where outputs are class scores, else the cosine."""
-    if outputs.ndim >= 2 and outputs.shape[-1] > 1 and outputs.ndim == 2:
+    """Fidelity: outputs of a model beside those of the original. The same class where they are class scores, else the cosine."""
+    if are_class_scores(labels):
         return (outputs.argmax(1) == labels.argmax(1)).astype(np.float64)
     return cosine(outputs, labels)
+
+
+def are_class_scores(outputs: Array) -> bool:
+    """Whether outputs (N, C) may be scores of classes. Rows of length 1 with both signs are normalised embeddings: no class is meant there."""
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or outputs.dtype.kind != "f":
+        return False
+    lengths = np.linalg.norm(outputs.astype(np.float64), axis=1)
+    return not (outputs.min() < 0 and np.all(np.abs(lengths - 1) < 1e-3))
 
 
 FIDELITY = ("cosine", "mse", "rmse", "mae")

@@ -101,7 +101,8 @@ class Task:
 
     data: a path (.npz, .npy, .csv, a folder of idx files, a folder or zip of pictures, `file.py:function`), arrays, (x, y), a dict,
     an iterable of batches, a DataLoader. test, calibration: the same, where these splits are data of their own.
-    metric: a name of `metrics.METRICS`, a function (outputs, labels), or `file.py:name`; `higher_is_better` is for functions.
+    metric: a name of `metrics.METRICS`, a function (outputs, labels), or `file.py:name`; `higher_is_better` is for functions. Where there are
+    no labels, a function gets the original's outputs in their place.
     output: the output that is judged, the first by default. preprocess: a name, numbers or a function, for pictures.
     label: the label column of a CSV or .npz. labels: labels that lie apart. seed: of the splits.
     """
@@ -139,7 +140,8 @@ class Task:
             judge = Split(apply(own_test[0]), own_test[1], np.arange(test_count))
         metric = metrics.resolve(self.metric, self.higher_is_better)
         if source.labels is None or judge.labels is None:
-            metric = metric if metric.name in metrics.FIDELITY else metrics.AGREEMENT
+            if metric in metrics.METRICS and metric.name not in metrics.FIDELITY:
+                metric = metrics.AGREEMENT
         else:
             for labels, count in ((source.labels, len(source.samples)), (judge.labels, len(judge.samples))):
                 _check_labels(labels, count, model, output, metric)

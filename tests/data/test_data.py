@@ -140,6 +140,7 @@ def test_python_objects(tmp_path, table):
         assert task.metric.name == "accuracy"
     assert Task(x).bind(table).metric.name == "agreement"
     assert Task(x, metric="cosine").bind(table).metric.name == "cosine"
+    assert Task(x, metric=lambda outputs, originals: 1.0).bind(table).metric.name == "<lambda>"
     with pytest.raises(BadInput, match="raised RuntimeError: no luck"):
         Task(f"{tmp_path}/mine.py:bad").bind(table)
     with pytest.raises(BadInput, match="has no 'gone'"):

@@ -2,17 +2,27 @@
 
 import sys
 
-from hasten.measure import judge, layers
+from hasten.measure import energy, judge, layers
 from hasten.search import details
 from hasten.search import optimize as searching
 from hasten.task import Task
 
 
 def quicken() -> None:
-    """Two rounds, a few calls each."""
+    """Two rounds, a few calls each; energy, layers and single calls from one short stretch."""
+    energy.ROUNDS, energy.SECONDS = 1, 0.002
     judge.ROUNDS, judge.ROUND_SECONDS, judge.CALLS_SECONDS = 2, 0.002, 0.002
     layers.SECONDS, details.PROCESSES, details.CALLS_SECONDS = 0.02, 1, 0.002
     judge.PAIRS = searching.MORE_PAIRS = 2
+
+
+def few_recipes() -> None:
+    """The original, its better graph, and one int8 model: a candidate of each kind."""
+    from hasten.search import candidates
+
+    few = tuple(r for r in candidates.RECIPES if r.name in ("original", "graph", "int8 static"))
+    assert len(few) == 3
+    candidates.RECIPES = searching.RECIPES = few
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from hasten import plan
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, ClaimFailed
 from hasten.folder import FINISHED, Folder
-from hasten.measure import judge
+from hasten.measure import energy, judge
 from hasten.measure.judge import Timing
 from hasten.measure.record import Records
 from hasten.measure.verify import verify
@@ -32,6 +32,8 @@ def quick(monkeypatch):
     for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
         monkeypatch.setattr(judge, name, getattr(judge, name))
     monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
+    for name in ("ROUNDS", "SECONDS"):
+        monkeypatch.setattr(energy, name, getattr(energy, name))
     quicken()
 
 
@@ -170,6 +172,15 @@ def test_without_labels_fidelity_is_judged_and_without_data_nothing_lossy_is_tri
     result = hasten.optimize(digits_cnn, Task(x), out=tmp_path / "a", runtimes=("onnxruntime",), threads=1)
     assert result.manifest["judged"] == {**result.manifest["judged"], "metric": "agreement", "labels": False}
     assert result.better
+    seen = []
+
+    def same_class(outputs, originals):
+        seen.append(originals.shape[1:])
+        return (outputs.argmax(1) == originals.argmax(1)).astype(float)
+
+    own = hasten.optimize(digits_cnn, Task(x, metric=same_class), out=tmp_path / "own", runtimes=("onnxruntime",), threads=1)
+    assert (own.manifest["judged"]["metric"], set(seen)) == ("same_class", {(10,)})
+    assert own.best.test["value"] == result.best.test["value"]
     blind = hasten.optimize(digits_cnn, None, out=tmp_path / "b", runtimes=("onnxruntime", "openvino"), threads=1)
     assert blind.manifest["judged"] is None
     assert {c.recipe for c in blind.candidates} == {"original", "graph"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from hasten.cli.options import (
     DataOptions,
     DebugOpt,
     ExampleOpt,
+    ExplainOpt,
+    ExplainSamplesOpt,
     JsonOpt,
     LabelOpt,
     LabelsOpt,
@@ -24,25 +26,40 @@ from hasten.cli.options import (
     OutOpt,
     OutputOpt,
     PreprocessOpt,
+    PriceOpt,
+    QuietOpt,
+    RobustOpt,
+    RobustSamplesOpt,
     SeedOpt,
     ShapeOpt,
     TestOpt,
     ThreadsOpt,
+    VerboseOpt,
+    is_given,
+    names,
     ports,
     print_json,
     print_line,
-    quiet,
+    samples_alone,
     save,
     shapes_of,
     stem,
+    telling,
 )
 from hasten.errors import BadInput, NothingBetter
 
 
 def optimize(
+    context: typer.Context,
     model: ModelArg,
     data: DataOpt = None,
     out: OutOpt = None,
+    purpose: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="A profile: realtime, server, mobile, microcontroller, batch or medical. What else is given counts more."
+        ),
+    ] = None,
     max_drop: Annotated[float, typer.Option("--max-drop", help="Drop of the metric that is allowed, absolute.")] = 0.01,
     min_agreement: Annotated[float, typer.Option("--min-agreement", help="Without labels: agreement with the original to keep.")] = 0.98,
     objective: Annotated[str, typer.Option("--objective", help="latency, throughput or size.")] = "latency",
@@ -54,7 +71,13 @@ def optimize(
     batch: BatchOpt = None,
     threads: ThreadsOpt = None,
     runtimes: Annotated[str, typer.Option("--runtimes", help="Runtimes to try, by commas.")] = "onnxruntime,openvino",
-    strict: Annotated[bool, typer.Option("--strict", help="Accept only what the test data proves.")] = False,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Accept only what the test data proves.")] = False,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option("--guard", help="recall:CLASS or recall:all: a recall that must not fall; again for each. none: no guard."),
+    ] = None,
+    guard_drop: Annotated[float, typer.Option("--guard-drop", help="Drop of a guarded recall that is allowed, absolute.")] = 0.0,
+    recipes: Annotated[str, typer.Option("--recipes", help="Recipes to try, by commas, such as 'graph,int8 static'; all by default.")] = "",
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
@@ -66,8 +89,18 @@ def optimize(
     keep_dynamic: Annotated[bool, typer.Option("--keep-dynamic", help="Leave dynamic axes dynamic, whatever shape the data has.")] = False,
     example_input: ExampleOpt = None,
     seed: SeedOpt = 0,
+    robust: RobustOpt = False,
+    robust_samples: RobustSamplesOpt = None,
+    explain: ExplainOpt = False,
+    explain_samples: ExplainSamplesOpt = None,
+    price_per_hour: PriceOpt = None,
+    watts_per_core: Annotated[
+        float, typer.Option("--watts-per-core", help="For the estimate of energy where the processor's counters can't be read.")
+    ] = 6.0,
     resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -75,46 +108,64 @@ def optimize(
 
     [bold]hasten optimize lenet.onnx --data mnist/ --max-drop 0.005 -o lenet.hasten[/]
 
-    [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch[/]
+    [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch --for realtime[/]
     """
     from hasten import doors
     from hasten.search.budget import parse_quantity
+    from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
 
+    samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    say = quiet if as_json else print_line
-    result = run(
-        model,
-        options.task(),
-        out=out or f"{stem(model)}.hasten",
-        example_inputs=doors.parse_example_input(example_input) if example_input else None,
-        shapes=shapes_of(shape),
-        keep_dynamic=keep_dynamic,
-        resume=resume,
-        force=force,
-        say=say,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        objective=objective,
-        max_latency=parse_quantity(max_latency, "time") if max_latency else None,
-        percentile=percentile,
-        max_size=int(parse_quantity(max_size, "size")) if max_size else None,
-        max_memory=int(parse_quantity(max_memory, "size")) if max_memory else None,
-        time_limit=parse_quantity(time_limit, "time") if time_limit else None,
-        batch=batch,
-        threads=threads,
-        strict=strict,
-        runtimes=tuple(r.strip() for r in runtimes.split(",") if r.strip()),
-        seed=seed,
-    )
+    budget = {
+        "max_drop": max_drop,
+        "min_agreement": min_agreement,
+        "objective": objective,
+        "max_latency": parse_quantity(max_latency, "time") if max_latency else None,
+        "percentile": percentile,
+        "max_size": int(parse_quantity(max_size, "size")) if max_size else None,
+        "max_memory": int(parse_quantity(max_memory, "size")) if max_memory else None,
+        "time_limit": parse_quantity(time_limit, "time") if time_limit else None,
+        "batch": batch,
+        "threads": threads,
+        "strict": strict,
+        "runtimes": names(runtimes),
+        "recipes": names(recipes),
+        "guards": tuple(guard or ()),
+        "guard_drop": guard_drop,
+        "seed": seed,
+    }
+    with telling(as_json, quiet, verbose):
+        result = run(
+            model,
+            options.task(),
+            out=out or f"{stem(model)}.hasten",
+            example_inputs=doors.parse_example_input(example_input) if example_input else None,
+            shapes=shapes_of(shape),
+            keep_dynamic=keep_dynamic,
+            resume=resume,
+            force=force,
+            wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts_per_core),
+            purpose=purpose,
+            **_given(context, budget),
+        )
     if as_json:
         print_json(result.manifest)
     else:
         from hasten.report.terminal import show_result
 
-        show_result(result)
+        show_result(result, table=not quiet)
     if not result.better:
         raise NothingBetter(result.reason)
+
+
+OPTION = {"guards": "guard"}
+"""Fields of the budget whose parameter has another name."""
+
+
+def _given(context: typer.Context, budget: dict[str, Any]) -> dict[str, Any]:
+    """Those fields that the user really gave: a profile sets the others."""
+    return {field: value for field, value in budget.items() if is_given(context, OPTION.get(field, field))}
 
 
 def run_plan(
@@ -126,6 +177,7 @@ def run_plan(
     label: LabelOpt = None,
     preprocess: PreprocessOpt = None,
     example_input: ExampleOpt = None,
+    quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run.
@@ -144,7 +196,7 @@ def run_plan(
     place = Path(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise BadInput(f"{out} exists and is not an empty folder; give -o another one")
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(model, example_inputs=examples, shapes=todo.shapes or None, workdir=Path(private)).model
         task = DataOptions(data, None, labels, label, preprocess).task()
@@ -163,6 +215,7 @@ def convert(
     out: Annotated[str, typer.Argument(help="The .onnx file to write.")],
     example_input: ExampleOpt = None,
     shape: ShapeOpt = None,
+    quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Carry a model through its door to ONNX, checked against its own framework's prediction. Nothing is optimised.
@@ -173,7 +226,7 @@ def convert(
     """
     from hasten import doors
 
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
         save(loaded.model, out)

@@ -15,6 +15,8 @@ from hasten.cli.options import (
     DataOptions,
     DebugOpt,
     ExampleOpt,
+    ExplainOpt,
+    ExplainSamplesOpt,
     JsonOpt,
     LabelOpt,
     LabelsOpt,
@@ -23,6 +25,10 @@ from hasten.cli.options import (
     ModelArg,
     OutputOpt,
     PreprocessOpt,
+    PriceOpt,
+    QuietOpt,
+    RobustOpt,
+    RobustSamplesOpt,
     RoundsOpt,
     RuntimeOpt,
     SeedOpt,
@@ -32,7 +38,8 @@ from hasten.cli.options import (
     enter,
     print_json,
     print_line,
-    quiet,
+    samples_alone,
+    telling,
 )
 from hasten.errors import ClaimFailed, Inconclusive, Unsupported
 
@@ -53,6 +60,7 @@ def evaluate(
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -65,7 +73,7 @@ def evaluate(
     from hasten.measure.compare import evaluate as judge
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         contestant = enter(model, Path(private), runtime, threads, batch, shape, example_input)
         found = judge(contestant, options.task().bind(contestant.model))
     if as_json:
@@ -80,6 +88,7 @@ def benchmark(
     data: DataOpt = None,
     runtime: RuntimeOpt = "onnxruntime",
     rounds: RoundsOpt = 6,
+    price_per_hour: PriceOpt = None,
     preprocess: PreprocessOpt = None,
     label: LabelOpt = None,
     labels: LabelsOpt = None,
@@ -87,6 +96,7 @@ def benchmark(
     example_input: ExampleOpt = None,
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -100,11 +110,11 @@ def benchmark(
     from hasten.measure.contestant import feeds_for
     from hasten.report.terminal import show_benchmark
 
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         contestants = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in models]
         task = DataOptions(data, None, labels, label, preprocess).task()
         feeds = [feeds_for(c, task.bind(c.model) if task else None) for c in contestants]
-        found = measure(contestants, feeds, rounds, quiet if as_json else print_line)
+        found = measure(contestants, feeds, rounds, price_per_hour)
     if as_json:
         print_json(found.to_json())
     else:
@@ -122,6 +132,10 @@ def compare(
         float | None, typer.Option("--max-slowdown", help="Gate: how many times slower is allowed, such as 1.05.")
     ] = None,
     skip_speed: Annotated[bool, typer.Option("--skip-speed", help="Judge accuracy alone.")] = False,
+    robust: RobustOpt = False,
+    robust_samples: RobustSamplesOpt = None,
+    explain: ExplainOpt = False,
+    explain_samples: ExplainSamplesOpt = None,
     runtime: RuntimeOpt = "onnxruntime",
     rounds: RoundsOpt = 6,
     test: TestOpt = None,
@@ -136,6 +150,7 @@ def compare(
     threads: ThreadsOpt = None,
     batch: BatchOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -146,14 +161,21 @@ def compare(
     [bold]hasten compare model.onnx model.hasten --data images.zip --preprocess imagenet-torch[/]
     """
     from hasten.measure import compare as comparing
+    from hasten.measure.explain import SAMPLES as EXPLAIN_SAMPLES
     from hasten.report.terminal import show_comparison
 
+    samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
         task = options.task().bind(sides[0].model)
-        say = quiet if as_json else print_line
-        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds, say)
+        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds)
+        if explain:
+            agreement = comparing.attributions(sides[0], sides[1], task, explain_samples or EXPLAIN_SAMPLES, seed)
+            found = dataclasses.replace(found, explanation=agreement)
+        if robust:
+            robustness, calibration = comparing.under_corruption(sides[0], sides[1], task, robust_samples, seed)
+            found = dataclasses.replace(found, robustness=robustness, calibration=calibration)
     if as_json:
         print_json(found.to_json())
     else:
@@ -180,6 +202,7 @@ def verify(
     lower_is_better: LowerOpt = False,
     output: OutputOpt = None,
     seed: SeedOpt = 0,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -193,9 +216,8 @@ def verify(
     from hasten.report.terminal import show_claims
 
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
-        say = quiet if as_json else print_line
-        claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds, say)
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds)
     if as_json:
         print_json([dataclasses.asdict(c) for c in claims])
     else:

@@ -1,39 +1,83 @@
-"""Verbs that look: inspect."""
+"""Verbs that look: inspect, doctor."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
-from hasten.cli.options import BatchOpt, DebugOpt, ExampleOpt, JsonOpt, ModelArg, ShapeOpt, print_json, shapes_of
+import typer
+
+from hasten.cli.options import (
+    BatchOpt,
+    DebugOpt,
+    ExampleOpt,
+    JsonOpt,
+    ModelArg,
+    QuietOpt,
+    ShapeOpt,
+    ThreadsOpt,
+    print_json,
+    shapes_of,
+    telling,
+)
+from hasten.errors import ClaimFailed
 
 
 def inspect_model(
     model: ModelArg,
     shape: ShapeOpt = None,
     batch: BatchOpt = None,
+    threads: ThreadsOpt = None,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Run the model in onnxruntime, layer by layer, and advise.")] = True,
     example_input: ExampleOpt = None,
+    quiet: QuietOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Operators, shapes, MACs, bytes, how it was made, and whether compute or memory bounds it. Nothing is run.
+    """Operators, MACs, bytes; time per layer and its place below this machine's roof; what bounds the model, and what to try first.
 
     [bold]hasten inspect model.onnx[/]
 
-    [bold]hasten inspect model.onnx --shape seq=128 --json[/]
+    [bold]hasten inspect model.onnx --shape seq=128 --no-timing --json[/]
     """
     from hasten import doors
-    from hasten.facts import facts
-    from hasten.report.terminal import show_facts
+    from hasten.advise.inspection import inspect
 
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    gc.disable()  # a large graph is some million objects, none of them garbage: looking for cycles would take half the time
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
-        loaded = doors.load(model, example_inputs=examples, workdir=Path(private)).model
-    found = facts(loaded, shapes_of(shape), batch or 1)
+        loaded = doors.load(model, example_inputs=examples, workdir=Path(private), verify=timing).model
+        found = inspect(loaded, shapes_of(shape), batch or 1, threads, timing, model)
+    gc.enable()
     if as_json:
         history = [dataclasses.asdict(s) for s in loaded.history]
         ports = {"inputs": [dataclasses.asdict(p) for p in loaded.inputs], "outputs": [dataclasses.asdict(p) for p in loaded.outputs]}
         print_json(found.to_json() | ports | {"history": history, "digest": loaded.digest})
     else:
-        show_facts(loaded, found)
+        from hasten.report.look import show_inspection
+
+        show_inspection(loaded, found)
+
+
+def doctor(quiet: QuietOpt = False, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
+    """This machine, its instruction sets, the runtimes and extras, what is missing and how to add it; and a self-test of about 5 seconds.
+
+    [bold]hasten doctor[/]
+
+    [bold]hasten doctor --json[/]
+    """
+    from hasten.doctor import diagnose
+
+    with telling(as_json, quiet):
+        found = diagnose()
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from hasten.report.look import show_diagnosis
+
+        show_diagnosis(found)
+    if found.failed:
+        raise ClaimFailed(f"the self-test failed: {found.failed[0]}")

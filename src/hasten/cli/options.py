@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hasten.errors import BadInput
+from hasten.voice import Voice, speaking
 
 ModelArg = Annotated[str, typer.Argument(help="The model: .onnx (.xz, .gz), .keras, .h5, .pt2, or file.py:function.", show_default=False)]
 DataOpt = Annotated[
@@ -40,8 +43,22 @@ BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Samples a 
 RuntimeOpt = Annotated[str, typer.Option("--runtime", help="onnxruntime, openvino or reference.")]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of the splits.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result and nothing on the way to it.")]
+VerboseOpt = Annotated[bool, typer.Option("-v", "--verbose", help="Also say what was not tried, and why.")]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 OutOpt = Annotated[str | None, typer.Option("-o", "--out", help="The folder or file to write.")]
+PriceOpt = Annotated[
+    float | None,
+    typer.Option("--price-per-hour", help="What an hour of this machine costs: adds the computed price of a million predictions."),
+]
+RobustOpt = Annotated[
+    bool, typer.Option("--robust", help="Also under noise, blur, contrast, …, dropout, out of range; and the calibration error.")
+]
+RobustSamplesOpt = Annotated[
+    int | None, typer.Option("--robust-samples", min=2, help="Samples for --robust; 500, and fewer where they are large, by default.")
+]
+ExplainOpt = Annotated[bool, typer.Option("--explain", help="Also whether both look at the same places: occlusion attributions.")]
+ExplainSamplesOpt = Annotated[int | None, typer.Option("--explain-samples", min=2, help="Samples for --explain; 32 by default.")]
 RoundsOpt = Annotated[int, typer.Option("--rounds", min=2, help="Rounds of fresh processes.")]
 
 
@@ -105,6 +122,24 @@ def shapes_of(texts: list[str] | None) -> dict[str, int] | None:
     return shapes or None
 
 
+def samples_alone(robust: bool, robust_samples: int | None, explain: bool, explain_samples: int | None) -> None:
+    """Raises BadInput where a number of samples came without what it is for."""
+    for name, wanted, samples in (("robust", robust, robust_samples), ("explain", explain, explain_samples)):
+        if samples is not None and not wanted:
+            raise BadInput(f"--{name}-samples came without --{name}; give --{name} too")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`a, b` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave this parameter, and not its default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
+
+
 def save(model: Any, out: str) -> None:
     from hasten.folder import unwritable
 
@@ -143,5 +178,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def quiet(line: str) -> None:
-    """For --json: nothing but the object."""
+@contextlib.contextmanager
+def telling(as_json: bool = False, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Within this block long jobs tell what they do: live on a terminal, in plain lines elsewhere, not at all for --json and -q."""
+    with contextlib.ExitStack() as stack:
+        if as_json or quiet:
+            listener = Voice()
+        elif sys.stdout.isatty():
+            from hasten.report.live import Live
+
+            listener = stack.enter_context(Live(verbose))
+        else:
+            from hasten.report.lines import Lines
+
+            listener = Lines(verbose)
+        stack.enter_context(speaking(listener))
+        yield

@@ -21,12 +21,28 @@ from hasten.cli.options import (
     LabelOpt,
     LabelsOpt,
     ModelArg,
+    OutOpt,
     PreprocessOpt,
+    QuietOpt,
     ShapeOpt,
     print_line,
     save,
     shapes_of,
+    telling,
 )
+from hasten.errors import BadInput
+from hasten.voice import voice
+
+OutArg = Annotated[str | None, typer.Argument(help="The .onnx file to write; or -o.", show_default=False)]
+
+
+def _one_output(verb: str, argument: str | None, option: str | None) -> str:
+    """The file to write, given in one of the two ways. Raises BadInput."""
+    out = argument or option
+    if out is None or (argument and option):
+        came = "none came" if out is None else f"{argument} and -o {option} came"
+        raise BadInput(f"{verb} writes one file, and {came}; give one, as `hasten {verb} MODEL OUT` or with -o OUT")
+    return out
 
 
 def technique_command(row: plan.Row) -> Callable[..., None]:
@@ -37,14 +53,15 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     def command(**given: Any) -> None:
         from hasten import doors
 
-        source, out = given.pop("model"), given.pop("out")
+        source, out = given.pop("model"), _one_output(row.verb, given.pop("out"), given.pop("out_option"))
         options = DataOptions(
             given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
         )
         shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
+        quiet = given.pop("quiet")
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
-        with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
             examples = doors.parse_example_input(example) if example else None
             model = doors.load(source, example_inputs=examples, shapes=shapes, workdir=Path(private)).model
             task = options.task()
@@ -53,7 +70,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 from hasten.search.candidates import GRAPH, Recipe
 
                 model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
-                print_line(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
+                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
             made = row.apply(model, settings, bound)
             save(made, out)
         step = made.history[-1]
@@ -64,7 +81,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY
     parameters = [
         inspection.Parameter("model", kinds[0], annotation=ModelArg),
-        inspection.Parameter("out", kinds[0], annotation=Annotated[str, typer.Argument(help="The .onnx file to write.")]),
+        inspection.Parameter("out", kinds[0], annotation=OutArg, default=None),
+        inspection.Parameter("out_option", kinds[1], annotation=OutOpt, default=None),
     ]
     for field in fields:
         kind = types[field.name]
@@ -74,14 +92,19 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     if row.observes:
         for name, kind in (("data", DataOpt), ("labels", LabelsOpt), ("label", LabelOpt), ("preprocess", PreprocessOpt)):
             parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=None))
-    for name, kind, default in (("shape", ShapeOpt, None), ("example_input", ExampleOpt, None), ("debug", DebugOpt, False)):
+    for name, kind, default in (
+        ("shape", ShapeOpt, None),
+        ("example_input", ExampleOpt, None),
+        ("quiet", QuietOpt, False),
+        ("debug", DebugOpt, False),
+    ):
         parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=default))
     command.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    data = " --data images.zip" if row.observes else ""
+    pictures, digits = (" --data images.zip", " --data mnist/") if row.observes else ("", "")
     settings_text = inspection.getdoc(row.settings) or ""
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
-        f"[bold]hasten {row.verb} model.onnx out.onnx{data}[/]\n\n[bold]hasten {row.verb} model.keras out.onnx{data}[/]"
+        f"[bold]hasten {row.verb} model.onnx out.onnx{pictures}[/]\n\n[bold]hasten {row.verb} lenet.onnx -o out.onnx{digits}[/]"
     )
     return command

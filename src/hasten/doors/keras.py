@@ -13,6 +13,7 @@ from typing import Any
 from hasten.doors import Loaded, Origin
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, OutOfResources, Unsupported
+from hasten.voice import voice
 
 TIME_LIMIT = 900
 
@@ -32,6 +33,7 @@ def load_keras(source: Any, shapes: Mapping[str, int] | None, workdir: Path) -> 
         source.save(path)
     target = workdir / "origin.onnx"
     environment = {**os.environ, "KERAS_BACKEND": "torch", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    voice().say(f"keras: exporting in a process of its own, usually 10 to 30 s, at most {TIME_LIMIT // 60} min")
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "hasten.doors.keras_process", str(path), str(target)],

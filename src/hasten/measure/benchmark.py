@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as stats
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hasten.measure import judge
 from hasten.measure.contestant import Contestant
+from hasten.measure.cost import check_price, price_per_million
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.statistics import Interval, noise_floor, ratio_interval
 from hasten.measure.worker import Arrays
+from hasten.voice import voice
 
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """One contestant: medians over its processes (seconds, bytes), and `ratio`: how many times faster than the first one. `failed`: why not."""
+    """One contestant: medians over its processes (seconds, bytes), and `ratio`: how many times faster than the first one. `failed`: why not.
+
+    `price_per_million`: of a million predictions, computed where a price was given.
+    """
 
     name: str
     seconds: float | None = None
@@ -27,6 +32,7 @@ class Standing:
     size: int | None = None
     ratio: Interval | None = None
     failed: str = ""
+    price_per_million: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,29 +42,38 @@ class Benchmark:
     standings: tuple[Standing, ...]
     noise_floor: float
     rounds: int
+    price_per_hour: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def benchmark(
-    contestants: Sequence[Contestant], feeds: Sequence[Arrays], rounds: int = judge.PAIRS, say: Callable[[str], None] = lambda line: None
+    contestants: Sequence[Contestant],
+    feeds: Sequence[Arrays],
+    rounds: int = judge.PAIRS,
+    price_per_hour: float | None = None,
 ) -> Benchmark:
-    """Measure them all. `feeds`: one batch for each. The first is run twice a round: its second run gives the noise floor."""
+    """Measure them all. `feeds`: one batch for each. The first is run twice a round: its second run gives the noise floor.
+
+    Raises BadInput for a price that makes no sense.
+    """
+    if price_per_hour is not None:
+        check_price(price_per_hour)
     entries = [*zip(contestants, feeds, strict=True), (contestants[0], feeds[0])]
     measured: list[list[Timing | Failure]] = [[] for _ in entries]
     for turn in range(rounds):
         order = range(len(entries)) if turn % 2 == 0 else reversed(range(len(entries)))
         for i in order:
             measured[i].append(judge.time_once(entries[i][0].subject, entries[i][1]))
-        say(f"round {turn + 1} of {rounds}")
+        voice().step("rounds of fresh processes", turn + 1, rounds)
     first = measured[0]
-    standings = tuple(_standing(c, times, first) for c, times in zip(contestants, measured[:-1], strict=True))
+    standings = tuple(_standing(c, times, first, price_per_hour) for c, times in zip(contestants, measured[:-1], strict=True))
     floor = noise_floor(_pairs(first, measured[-1])) if not standings[0].failed else float("nan")
-    return Benchmark(standings, floor, rounds)
+    return Benchmark(standings, floor, rounds, price_per_hour)
 
 
-def _standing(contestant: Contestant, times: list[Timing | Failure], first: list[Timing | Failure]) -> Standing:
+def _standing(contestant: Contestant, times: list[Timing | Failure], first: list[Timing | Failure], price: float | None) -> Standing:
     good = [t for t in times if isinstance(t, Timing)]
     if len(good) < len(times):
         return Standing(contestant.name, failed=next(t.reason for t in times if isinstance(t, Failure)))
@@ -73,6 +88,7 @@ def _standing(contestant: Contestant, times: list[Timing | Failure], first: list
         stats.median(t.load_seconds for t in good),
         contestant.subject.path.stat().st_size,
         ratio_interval(pairs) if len(pairs) == len(times) else None,
+        price_per_million=None if price is None else price_per_million(seconds, contestant.subject.target.batch, price),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,13 @@ from numpy.typing import NDArray
 from hasten.errors import BadInput
 from hasten.measure import judge
 from hasten.measure.benchmark import Benchmark, benchmark
+from hasten.measure.calibration import Calibration, calibration
 from hasten.measure.contestant import Contestant, feeds_for
+from hasten.measure.explain import Explanation, explain
 from hasten.measure.process import WorkerFailed
+from hasten.measure.robustness import Robustness, robustness
 from hasten.measure.statistics import Interval, paired_difference, value_interval, whole_set_difference
-from hasten.metrics import decide
+from hasten.metrics import are_class_scores, decide
 from hasten.task import BoundTask, Metric, Split
 
 Array = NDArray[Any]
@@ -45,7 +47,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`difference` = after − before in the metric's unit; `flips`: samples whose predicted class changed (None where there are no classes)."""
+    """`difference` = after − before in the metric's unit; `flips`: samples whose predicted class changed (None where there are no classes).
+
+    `robustness`, `calibration` and `explanation` are there where they were asked for.
+    """
 
     metric: str
     higher_is_better: bool
@@ -58,6 +63,9 @@ class Comparison:
     speed: Benchmark | None
     accuracy_gate: str | None = None
     speed_gate: str | None = None
+    robustness: Robustness | None = None
+    calibration: Calibration | None = None
+    explanation: Explanation | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -90,7 +98,6 @@ def compare(
     max_slowdown: float | None = None,
     speed: bool = True,
     rounds: int = judge.PAIRS,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Both on the test split, paired, and (with `speed`) in rounds of fresh processes.
 
@@ -108,7 +115,7 @@ def compare(
     difference = metric_difference(metric, *outputs, labels)
     timed = None
     if speed:
-        timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds, say)
+        timed = benchmark((before, after), (feeds_for(before, task), feeds_for(after, task)), rounds)
     classes, flips = class_changes(*outputs, labels if split.labels is not None else None)
     return Comparison(
         metric.name,
@@ -123,6 +130,32 @@ def compare(
         None if max_drop is None else _drop_gate(difference, metric.higher_is_better, max_drop),
         None if max_slowdown is None else _speed_gate(timed, max_slowdown),
     )
+
+
+def under_corruption(
+    before: Contestant,
+    after: Contestant,
+    task: BoundTask,
+    samples: int | None = None,
+    seed: int = 0,
+) -> tuple[Robustness, Calibration | None]:
+    """Robustness, and the calibration error on the whole test split where there are labels and class scores."""
+    split = test_split(task)
+    try:
+        found = robustness(before.subject, after.subject, task, before.model.inputs, samples, seed)
+    except WorkerFailed as e:
+        raise BadInput(f"{before.name} and {after.name} can't both be run on corrupted data: {e}") from e
+    if split.labels is None:
+        return found, None
+    return found, calibration(predictions(before, task, split), predictions(after, task, split), split.labels)
+
+
+def attributions(before: Contestant, after: Contestant, task: BoundTask, samples: int, seed: int = 0) -> Explanation:
+    """Whether the attributions of the first survive in the second."""
+    try:
+        return explain(before.subject, after.subject, task, before.model.inputs, samples, seed)
+    except WorkerFailed as e:
+        raise BadInput(f"{before.name} and {after.name} can't both be run on masked data: {e}") from e
 
 
 def test_split(task: BoundTask) -> Split:
@@ -142,7 +175,7 @@ def metric_difference(metric: Metric, before: Array, after: Array, labels: Array
 
 def class_changes(before: Array, after: Array, labels: Array | None) -> tuple[tuple[ClassChange, ...], int | None]:
     """Recall per class and the number of flips, where outputs are class scores (N, C)."""
-    if before.ndim != 2 or before.shape[1] < 2 or before.dtype.kind != "f":
+    if not are_class_scores(before):
         return (), None
     one, other = before.argmax(1), after.argmax(1)
     flips = int(np.sum(one != other))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics as stats
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hasten.errors import BadInput
 from hasten.measure.process import Subject, Worker, WorkerFailed
 from hasten.measure.worker import Arrays
 from hasten.task import Split
+from hasten.voice import voice
 
 PAIRS = 6
 """Fresh processes of each finalist: two processes of the same thing differ by 1-5 % for their whole life, so the interval is over processes."""
@@ -70,18 +71,33 @@ def duel_round(subjects: Mapping[str, Subject], feeds: Arrays, turn: int, percen
 
 def predict(subject: Subject, split: Split, output: str, batch: int) -> NDArray[Any]:
     """The output named `output` for every sample of the split, (N, ...). Raises WorkerFailed with the reason."""
-    parts: list[NDArray[Any]] = []
     with Worker(subject) as worker:
-        for feeds in split.batches(_chunk(split, batch)):
-            outputs = worker.run(feeds, batch)
-            if output not in outputs:
-                raise BadInput(f"the model has no output {output!r}; it has {', '.join(outputs)}")
-            count = len(next(iter(feeds.values())))
-            value = outputs[output]
-            if value.ndim == 0 or len(value) != count:
-                raise WorkerFailed(f"output {output!r} has shape {value.shape} for {count} samples: its first axis is not the batch")
-            parts.append(value)
-    return np.concatenate(parts)
+        return predict_side_by_side([worker], split, output, batch)[0]
+
+
+def predict_side_by_side(workers: Sequence[Worker], split: Split, output: str, batch: int) -> list[NDArray[Any]]:
+    """The same of several open workers: each chunk of samples is made once, and runs in one worker after the other."""
+    parts: list[list[NDArray[Any]]] = [[] for _ in workers]
+    predicted = 0
+    for feeds in split.batches(_chunk(split, batch)):
+        voice().step("predicting", predicted, len(split))
+        for mine, worker in zip(parts, workers, strict=True):
+            mine.append(_answer(worker, feeds, output, batch))
+        predicted += len(next(iter(feeds.values())))
+    voice().step("predicting", predicted, predicted)
+    return [np.concatenate(mine) for mine in parts]
+
+
+def _answer(worker: Worker, feeds: Arrays, output: str, batch: int) -> NDArray[Any]:
+    """One output, whose first axis is the samples. Raises BadInput and WorkerFailed with the reason."""
+    outputs = worker.run(feeds, batch)
+    if output not in outputs:
+        raise BadInput(f"the model has no output {output!r}; it has {', '.join(outputs)}")
+    count = len(next(iter(feeds.values())))
+    value = outputs[output]
+    if value.ndim == 0 or len(value) != count:
+        raise WorkerFailed(f"output {output!r} has shape {value.shape} for {count} samples: its first axis is not the batch")
+    return value
 
 
 def timing_feeds(split: Split | None, batch: int, otherwise: Arrays) -> Arrays:

@@ -88,6 +88,10 @@ class Worker:
         )
         return header["rounds"], arrays["calls"].tolist(), header["peak_memory"]
 
+    def energy(self, feeds: Arrays, seconds: float, warm_up: int = 5) -> dict[str, Any]:
+        """Calls for about `seconds`, and what they took: `calls`, `seconds`, `cpu_seconds`, `joules` (None where it can't be read)."""
+        return self._ask({"do": "energy", "seconds": seconds, "warm_up": warm_up}, feeds)[0]
+
     def layers(self, feeds: Arrays, calls: int, seconds: float) -> list[tuple[str, str, float]]:
         """(node, operator, seconds a call) of every node that the runtime executes; for a runtime with a profiler (see layers.py)."""
         header, _ = self._ask({"do": "layers", "runtime": self.subject.runtime, "calls": calls, "seconds": seconds}, feeds)

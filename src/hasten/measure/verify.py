@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ def verify(
     task: Task | None = None,
     skip_speed: bool = False,
     rounds: int = judge.PAIRS,
-    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Claim, ...]:
     """Check digests (ClaimFailed where a file was changed), then speed against the original in the folder, then accuracy where data came.
 
@@ -55,7 +53,7 @@ def verify(
     original = enter(place.file(ORIGINAL), workdir, target=Target(**manifest["candidates"][0]["target"]))  # the first is the baseline
     chosen = enter(folder, workdir, target=target)
     bound = task.bind(original.model) if task is not None else None
-    claims.append(_speed(manifest, best, original, chosen, bound, skip_speed, rounds, say))
+    claims.append(_speed(manifest, best, original, chosen, bound, skip_speed, rounds))
     claims.append(_accuracy(manifest, best, original, chosen, bound))
     return tuple(claims)
 
@@ -68,7 +66,6 @@ def _speed(
     task: BoundTask | None,
     skip: bool,
     rounds: int,
-    say: Callable[[str], None],
 ) -> Claim:
     name = "speed"
     if best["ratio"] is None:
@@ -79,7 +76,7 @@ def _speed(
     if manifest["machine"]["digest"] != machine().digest:
         return Claim(name, OPEN, claimed, why="this is another machine than the one measured; optimize again here")
     feeds = feeds_for(original, task), feeds_for(chosen, task)
-    measured = benchmark((original, chosen), feeds, rounds, say).standings[1].ratio
+    measured = benchmark((original, chosen), feeds, rounds).standings[1].ratio
     if measured is None:
         return Claim(name, FAILS, claimed, why="the model could not be timed")
     return Claim(name, HOLDS if _overlap(claimed, measured) else FAILS, claimed, measured)

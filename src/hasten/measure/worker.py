@@ -7,6 +7,7 @@ or a full memory then costs one candidate and not the run. Samples travel throug
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.measure import rapl
 from hasten.runtimes import Session, Target
 
 Arrays = dict[str, NDArray[Any]]
@@ -159,6 +161,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 rounds = time_rounds(session, feeds, header["rounds"], header["seconds"])
                 calls = time_calls(session, feeds, header["calls_seconds"]) if header["calls_seconds"] else []
                 send(answers, {"rounds": rounds, "peak_memory": peak_memory()}, {"calls": np.array(calls)})
+            elif header["do"] == "energy":
+                for _ in range(header["warm_up"]):
+                    session.run(feeds)
+                send(answers, rapl.spend(functools.partial(session.run, feeds), header["seconds"]))
             elif header["do"] == "layers":
                 profile = importlib.import_module(f"hasten.runtimes.{header['runtime']}").profile
                 send(answers, {"layers": profile(Path(path), target, feeds, header["calls"], header["seconds"])})

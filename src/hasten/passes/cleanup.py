@@ -1,4 +1,8 @@
-"""cleanup: remove what computes nothing. Dead nodes, identities, duplicate weights, common subexpressions. Effect: equivalent."""
+"""cleanup: remove what computes nothing. Dead nodes, identities, duplicate weights, common subexpressions. Effect: equivalent.
+
+When: always: it is the first step of every recipe.
+Cost: nothing at run time; no data.
+"""
 
 from __future__ import annotations
 

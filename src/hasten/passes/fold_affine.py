@@ -2,6 +2,9 @@
 
 y = a (W u + b) + c, with a and c constant per output channel, is (a W) u + (a b + c). Frameworks write biases and scales in this way (Keras' bias
 of a convolution is an Add); the runtimes and the quantizer know them only as part of the layer. Computed in float64, stored in the weights' type.
+
+When: for Keras exports, whose biases are Adds, and for models with scales of their own behind a layer.
+Cost: nothing at run time; no data. The scale is then no weight of its own that could be trained.
 """
 
 from __future__ import annotations

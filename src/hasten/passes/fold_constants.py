@@ -1,4 +1,8 @@
-"""fold_constants: compute once, now, what does not depend on the input. Effect: rounding (folded in numpy, not in the runtime)."""
+"""fold_constants: compute once, now, what does not depend on the input. Effect: rounding (folded in numpy, not in the runtime).
+
+When: for exports that compute shapes, masks or scales from constants while running (most torch exports do).
+Cost: nothing at run time; the file grows by at most `size_limit` bytes for each folded result. No data.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 IEEE half has 11 significant bits (relative rounding 2⁻¹¹) and ends at 65504; most CPUs compute in float32 all the same, so this halves the
 file and seldom the time: the judge decides.
+
+When: where the size of the file counts, or where the machine computes in half precision.
+Cost: half the bytes of the weights; on x86 CPUs as much time or more (MobileNetV2 ran at 0.79 of its speed). No data.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from hasten.graph import Array
 from hasten.model import Model
 from hasten.task import BoundTask
+from hasten.voice import voice
 
 BATCH = 4
 """Samples that are run at a time: memory is that of one such batch, whatever the number of samples."""
@@ -32,12 +33,14 @@ def tensors(edited: ir.Model, names: Sequence[str], samples: int, task: BoundTas
     options.log_severity_level = 3
     session = ort.InferenceSession(Model(exposed).to_bytes(), options, providers=["CPUExecutionProvider"])
     fixed = next((v.shape[0] for v in edited.graph.inputs if v.shape is not None and len(v.shape) and isinstance(v.shape[0], int)), None)
-    count = 0
+    count, total = 0, min(samples, len(task.calibrate))
     for feeds in task.calibrate.batches(fixed or BATCH):
+        voice().step("calibration", count, total)
         here = len(next(iter(feeds.values())))
         if count >= samples or (fixed and here < fixed):
-            return
+            break
         count += here
         yield from ((n, feeds[n], count) for n in names if n in inputs)
         for name, value in zip(wanted, session.run(wanted, feeds) if wanted else (), strict=True):
             yield name, value, count
+    voice().step("calibration", total, total)

@@ -5,6 +5,9 @@ hundredfold. For y = f(A x) with f(s z) = s f(z) for s > 0 (Relu), and a depthwi
 of A and its bias are divided by s_c, channel c of B is multiplied by it (Nagel et al., arXiv 1906.04721, section 4.1, cross-layer
 equalization). Where weights have a scale for each channel, as here, that costs the weights nothing. A Clip [0, u] is not homogeneous:
 clipping at u after the division clips channel c at u s_c, which lies at or above the largest value that calibration saw.
+
+When: before quantize_static, for depthwise networks (MobileNets). The search puts it there by itself.
+Cost: one pass over the calibration samples; nothing at run time.
 """
 
 from __future__ import annotations

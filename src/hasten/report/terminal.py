@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hasten.facts import Facts
 from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
+from hasten.measure.cost import FORMULA
 from hasten.measure.verify import Claim
-from hasten.model import Model, Port
+from hasten.report import extras
 from hasten.report.numbers import count, seconds, size
 from hasten.search.result import Choice, Result
 
@@ -21,9 +21,16 @@ HEAVIEST = 15
 """Rows of a long table that are shown."""
 
 
-def show_result(result: Result) -> None:
-    """The candidates with the reason why each lost, then the verdict in words."""
-    console = _console()
+def show_result(result: Result, table: bool = True) -> None:
+    """The candidates with the reason why each lost (unless `table` is False), then the verdict in words."""
+    console = screen()
+    if table:
+        _show_candidates(result, console)
+    for line in verdict(result):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _show_candidates(result: Result, console: Console) -> None:
     judged = result.manifest["judged"]
     table = Table("candidate", "time", "speed-up", judged["metric"] if judged else "accuracy", "size", "why not", box=None)
     ordered = sorted(result.candidates, key=lambda c: (c.state != "chosen", c.state != "baseline", c.seconds or math.inf))
@@ -39,8 +46,10 @@ def show_result(result: Result) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"not timed: {names[0]}{more}: {reason}", soft_wrap=True, markup=False)
     console.print()
-    for line in verdict(result):
-        console.print(line, soft_wrap=True, markup=False)
+    details = result.manifest.get("details", {})
+    if "levels" in details.get("robustness", {}):
+        _show_robustness(console, details["robustness"])
+        console.print()
 
 
 def verdict(result: Result) -> list[str]:
@@ -48,7 +57,8 @@ def verdict(result: Result) -> list[str]:
     best, baseline = result.best, next(c for c in result.candidates if c.recipe == "original" and c.runtime == "onnxruntime")
     machine = result.manifest["machine"]["cpu"]
     if not result.better or best.ratio is None:
-        return [f"the original is returned: {result.reason}", f"{result.folder}: usable as it is; measured on {machine}"]
+        usable = f"{result.folder}: usable as it is; measured on {machine}"
+        return [f"the original is returned: {result.reason}", *extra_lines(result), *advice_line(result), usable]
     ratio = best.ratio
     lines = [
         f"{best.name}: {ratio['estimate']:.2f} × faster [{ratio['low']:.2f}, {ratio['high']:.2f}] than the original in onnxruntime, "
@@ -58,8 +68,25 @@ def verdict(result: Result) -> list[str]:
         lines.append(f"against {name}, the model's own framework: {own['estimate']:.2f} × faster [{own['low']:.2f}, {own['high']:.2f}]")
     lines.append(f"size: {size(best.size)}, {baseline.size / best.size:.2f} × smaller; A/A noise floor {best.noise_floor or 0:.1%}")
     lines.append(accuracy_line(best, result))
+    lines += extra_lines(result) + guard_line(best) + advice_line(result)
     lines.append(f"run it: python {result.folder / 'run.py'} --measure   check it: hasten verify {result.folder}")
     return lines
+
+
+EXTRA_LINES = (
+    ("robustness", extras.robustness_words),
+    ("calibration", extras.calibration_line),
+    ("explanation", extras.explanation_line),
+    ("cost", extras.cost_line),
+    ("energy", extras.energy_line),
+)
+
+
+def extra_lines(result: Result) -> list[str]:
+    """A line for each of the details that were gathered; why, where one could not be."""
+    details = result.manifest.get("details", {})
+    found = [(name, line, details[name]) for name, line in EXTRA_LINES if name in details]
+    return [f"{name}: {values['failed']}" if "failed" in values else line(values) for name, line, values in found]
 
 
 def accuracy_line(best: Choice, result: Result) -> str:
@@ -75,6 +102,26 @@ def accuracy_line(best: Choice, result: Result) -> str:
     return f"{what}: {judged['state']}: the drop is {judged['drop']:.4f}, up to {judged['worst']:.4f} is plausible{more}"
 
 
+def guard_line(best: Choice) -> list[str]:
+    """What happened to the guarded recalls, on one line; none where nothing was guarded."""
+    guards = (best.test or {}).get("guards") or []
+    if not guards:
+        return []
+    worst = max(guards, key=lambda g: g["before"] - g["after"])
+    return [
+        f"guards: recall of {len(guards)} {'class' if len(guards) == 1 else 'classes'} kept; the least so class {worst['label']}: "
+        f"{worst['before']:.4f} → {worst['after']:.4f} on {worst['samples']} test samples"
+    ]
+
+
+def advice_line(result: Result) -> list[str]:
+    """Whether the advice that was given before the search held, on one line; none where there was none."""
+    advice = result.manifest.get("details", {}).get("advice")
+    if not advice or advice["held"] is None:
+        return []
+    return [f"advice {'held' if advice['held'] else 'did not hold'}: {advice['why']}"]
+
+
 def _row(choice: Choice, result: Result) -> tuple[str, ...]:
     ratio = choice.ratio
     speed = (
@@ -85,54 +132,41 @@ def _row(choice: Choice, result: Result) -> tuple[str, ...]:
     return choice.name, seconds(choice.seconds), speed, accuracy, size(choice.size), choice.reason or f"[{choice.state}]".strip("[]")
 
 
-def show_facts(model: Model, facts: Facts) -> None:
-    """Totals, the heaviest operators and the history."""
-    console = _console()
-    for kind, ports in (("input", model.inputs), ("output", model.outputs)):
-        for port in ports:
-            console.print(f"{kind:7}{_port(port)}", markup=False)
-    console.print(f"nodes: {len(facts.rows)}: " + ", ".join(f"{n} {op}" for op, n in facts.operators.items()), soft_wrap=True, markup=False)
-    console.print(f"{count(facts.parameters)} parameters, {size(facts.weight_bytes)} of weights, {count(facts.macs)} MACs a sample")
-    bound = "compute" if facts.intensity > 4 else "memory"
-    console.print(
-        f"{size(facts.activation_bytes)} of activations read and written: {facts.intensity:.2f} MACs a byte, so likely bound by {bound} "
-        "where the caches do not hold it (a CPU core of today needs about 4 MACs a byte to be bound by compute)",
-        soft_wrap=True,
-    )
-    if facts.unknown:
-        console.print(f"{facts.unknown} nodes have unknown shapes and are not in the totals; give --shape AXIS=SIZE")
-    table = Table("heaviest nodes", "operator", "output", "MACs", "weights", "bits", "activations", box=None)
-    for row in sorted(facts.rows, key=lambda r: -(r.macs or 0))[:HEAVIEST]:
-        shape = "×".join(str(d) for d in row.shape) if row.shape is not None else "?"
-        table.add_row(row.name, row.op, shape, count(row.macs), size(row.weight_bytes), str(row.bits or ""), size(row.activation_bytes))
-    console.print(table)
-    for step in model.history:
-        console.print(f"history: {step.name} {step.settings or ''}: {step.changed} changed, {len(step.skipped)} left alone", markup=False)
-
-
 def show_benchmark(found: Benchmark) -> None:
     """The standings."""
-    table = Table("model", "time", "p50", "p95", "p99", "samples/s", "memory", "load", "size", "against the first", box=None)
+    priced = ["a million"] if found.price_per_hour is not None else []
+    table = Table("model", "time", "p50", "p95", "p99", "samples/s", "memory", "load", "size", "against the first", *priced, box=None)
     for s in found.standings:
         if s.failed:
             table.add_row(s.name, s.failed)
             continue
         assert s.percentiles is not None
         ratio = f"× {s.ratio.estimate:.3f} [{s.ratio.low:.3f}, {s.ratio.high:.3f}]" if s.ratio and s is not found.standings[0] else "–"
+        price = [f"{s.price_per_million:.4g}"] if s.price_per_million is not None else []
         ranks = (seconds(s.percentiles[q]) for q in ("50", "95", "99"))
         table.add_row(
-            s.name, seconds(s.seconds), *ranks, count(s.throughput), size(s.peak_memory), seconds(s.load_seconds), size(s.size), ratio
+            s.name,
+            seconds(s.seconds),
+            *ranks,
+            count(s.throughput),
+            size(s.peak_memory),
+            seconds(s.load_seconds),
+            size(s.size),
+            ratio,
+            *price,
         )
-    console = _console()
+    console = screen()
     console.print(table)
     console.print(
         f"noise floor (A/A, {found.rounds} rounds of fresh processes): {found.noise_floor:.1%}; above × 1 is faster than the first"
     )
+    if found.price_per_hour is not None:
+        console.print(f"price of a million predictions at {found.price_per_hour:g} an hour, computed: {FORMULA}", soft_wrap=True)
 
 
 def show_comparison(found: Comparison, before: str, after: str) -> None:
     """Difference, flips, classes, speed and gates."""
-    console = _console()
+    console = screen()
     d = found.difference
     console.print(f"before: {before}\nafter:  {after}", markup=False)
     console.print(
@@ -147,6 +181,13 @@ def show_comparison(found: Comparison, before: str, after: str) -> None:
         for c in sorted(changed, key=lambda c: c.after - c.before)[:HEAVIEST]:
             table.add_row(str(c.label), f"{c.before:.3f}", f"{c.after:.3f}", f"{c.after - c.before:+.3f}", str(c.samples))
         console.print(table)
+    if found.robustness is not None:
+        _show_robustness(console, found.robustness.to_json())
+        console.print(extras.robustness_words(found.robustness.to_json()), markup=False, soft_wrap=True)
+    if found.calibration is not None:
+        console.print(extras.calibration_line(found.calibration.to_json()), markup=False, soft_wrap=True)
+    if found.explanation is not None:
+        console.print(extras.explanation_line(found.explanation.to_json()), markup=False, soft_wrap=True)
     if found.speed is not None:
         show_benchmark(found.speed)
     for name, gate in (("accuracy", found.accuracy_gate), ("speed", found.speed_gate)):
@@ -154,23 +195,25 @@ def show_comparison(found: Comparison, before: str, after: str) -> None:
             console.print(f"gate for {name}: {gate}")
 
 
+def _show_robustness(console: Console, found: dict[str, Any]) -> None:
+    console.print(extras.robustness_title(found), markup=False, soft_wrap=True)
+    console.print(extras.robustness_table(found))
+
+
 def show_claims(claims: Sequence[Claim]) -> None:
     """Each claim, what it said and what was measured now."""
     table = Table("claim", "", "claimed", "measured now", "", box=None)
     for c in claims:
         table.add_row(c.name, c.state, _interval(c.claimed), _interval(c.measured), c.why)
-    _console().print(table)
+    screen().print(table)
 
 
 def _interval(value: Any) -> str:
     return "–" if value is None else f"{value.estimate:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
-def _port(port: Port) -> str:
-    return f"{port.name}  {port.dtype}  [{', '.join(str(d) for d in port.shape)}]"
-
-
-def _console() -> Console:
+def screen() -> Console:
+    """Where tables go: as wide as the terminal, 160 columns elsewhere."""
     import sys
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)

@@ -9,6 +9,7 @@ import re
 from hasten.errors import BadInput
 from hasten.measure.machine import cores
 from hasten.runtimes import RUNTIMES
+from hasten.search.guard import Guard, to_guards
 
 OBJECTIVES = ("latency", "throughput", "size")
 THROUGHPUT_BATCH = 32
@@ -19,6 +20,8 @@ class Budget:
     """Times in seconds, sizes in bytes; None: no constraint.
 
     `max_drop` is absolute, in the metric's own unit; without labels the budget is `min_agreement` with the original instead.
+    `guards` (`recall:1`, `recall:all`) forbid that the recall of a class falls by more than `guard_drop`; see `search/guard.py`.
+    `recipes`: names of those to try, all by default. `purpose`: the profile that some of the values came from.
     Raises BadInput for a value that makes no sense.
     """
 
@@ -35,6 +38,10 @@ class Budget:
     strict: bool = False
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
     seed: int = 0
+    guards: tuple[Guard, ...] = ()
+    guard_drop: float = 0.0
+    recipes: tuple[str, ...] = ()
+    purpose: str | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -49,11 +56,33 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadInput(f"{name} is {value}, expected more than 0")
+        object.__setattr__(self, "guards", to_guards(self.guards))
+        if not (math.isfinite(self.guard_drop) and 0 <= self.guard_drop < 1):
+            raise BadInput(f"guard_drop is {self.guard_drop}, expected a share of at least 0 and below 1, such as 0.01")
+        self._check_recipes()
         if not self.runtimes:
             raise BadInput(f"no runtime to try; use some of {', '.join(RUNTIMES)}")
         for runtime in self.runtimes:
             if runtime not in RUNTIMES:
                 raise BadInput(f"there is no runtime {runtime!r}; use some of {', '.join(RUNTIMES)}")
+
+    def _check_recipes(self) -> None:
+        from hasten.search.candidates import RECIPES
+
+        names = [r.name for r in RECIPES]
+        for recipe in self.recipes:
+            if recipe not in names:
+                raise BadInput(f"there is no recipe {recipe!r}; use some of {', '.join(names)}")
+
+    @property
+    def at_the_tail(self) -> bool:
+        """Whether candidates are ranked by the time of their slow calls: latency at another percentile than the median."""
+        return self.objective == "latency" and self.percentile != 50.0
+
+    @property
+    def guard_margin(self) -> float | None:
+        """What the one-sided bound of a guarded recall must keep on test with `strict`; None where the estimate alone counts."""
+        return max(self.guard_drop, self.max_drop) if self.strict else None
 
     @property
     def use_threads(self) -> int:

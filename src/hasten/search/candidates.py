@@ -79,6 +79,8 @@ def candidates(budget: Budget, target: Target, baseline_seconds: float, judged: 
     """All that is worth a try, the baseline itself excluded. Not judged (no data): nothing lossy."""
     threads = [target.threads] + ([1] if baseline_seconds < SMALL_MODEL and target.threads > 1 else [])
     for recipe in RECIPES:
+        if budget.recipes and recipe.name not in budget.recipes:
+            continue
         for runtime in budget.runtimes:
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:

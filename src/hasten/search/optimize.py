@@ -7,11 +7,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hasten import doors, runtimes
+from hasten import doors, profiles, runtimes
+from hasten.advise.held import advice_details, predict
 from hasten.errors import BadInput, Unsupported
 from hasten.folder import FINISHED, RECORDS, Folder
 from hasten.measure import judge
@@ -26,9 +27,12 @@ from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
 from hasten.search.details import details
+from hasten.search.extras import Extras, check_extras, extras
+from hasten.search.guard import broken_guard, check_guards
 from hasten.search.result import Outcome, Result, save_best, write_result
-from hasten.search.run import Judged, Run, Say
+from hasten.search.run import Judged, Run
 from hasten.task import BoundTask, Task
+from hasten.voice import Told, speaking, voice
 
 FINALISTS, MOST_FINALISTS, CLOSE = 3, 5, 1.1
 """The best three of the first timing reach the finals, and whoever came within this factor of the third, up to five."""
@@ -62,7 +66,9 @@ def optimize(
     keep_dynamic: bool = False,
     resume: bool = False,
     force: bool = False,
-    say: Say = lambda line: None,
+    say: Callable[[str], None] | None = None,
+    wanted: Extras = Extras(),  # noqa: B008 - frozen
+    purpose: str | None = None,
     **budget: Any,
 ) -> Result:
     """Make `model` faster within a budget, measured on this machine.
@@ -71,24 +77,32 @@ def optimize(
     task: data and metric; None: only techniques that keep the results, and accuracy is not judged.
     out: the folder to write (best so far always in it; the same call resumes after an interruption); None: a temporary one, see `Result.save`.
     shapes: sizes for dynamic axes by name; those not named take the data's (all samples having one shape), unless
-    `keep_dynamic`. budget: the fields of `hasten.Budget`, such as `max_drop=0.005`.
+    `keep_dynamic`. wanted: what to measure of the chosen one beside speed and accuracy, such as `Extras(robust=True)`.
+    budget: the fields of `hasten.Budget`, such as `max_drop=0.005`. say: gets a sentence now and then, such as `print`.
+    purpose: a profile of `hasten.profiles` (`realtime`, `server`, …) that sets those fields which `budget` does not.
     Where nothing is better, the result holds the original and `result.reason` (the command line then ends with exit code 3).
 
     Raises BadInput, Unsupported, OutOfResources; never because a candidate crashed, hung or ran out of memory.
     """
-    allowed = Budget(**budget)
-    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+    allowed = Budget(**profiles.apply(purpose, budget))
+    listener = Told(say) if say is not None else voice()
+    with speaking(listener), tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        for line in profiles.spelled(purpose, budget) if purpose is not None else ():
+            voice().say(line)
         loaded = doors.load(model, example_inputs=example_inputs, shapes=shapes, workdir=Path(private))
         for note in loaded.notes:
-            say(note)
+            voice().say(note)
         bound = task.bind(loaded.model) if task is not None else None
         for note in bound.notes if bound else ():
-            say(note)
+            voice().say(note)
+        check_guards(allowed.guards, bound)
         model_shapes = dict(shapes or {})
         if bound is not None and not keep_dynamic and (sizes := _sizes_in(loaded.model, bound)):
             loaded = dataclasses.replace(loaded, model=doors.load(loaded.model, shapes=sizes, workdir=Path(private)).model)
             model_shapes |= sizes
-            say(f"dynamic axes fixed to what the data has: {', '.join(f'{k} = {v}' for k, v in sizes.items())} (--keep-dynamic keeps them)")
+            voice().say(
+                f"dynamic axes fixed to what the data has: {', '.join(f'{k} = {v}' for k, v in sizes.items())} (--keep-dynamic keeps them)"
+            )
         target = _target(loaded.model, allowed)
         folder = Folder(Path(out)) if out is not None else Folder(Path(tempfile.mkdtemp(prefix="hasten-result-")))
         if folder.state == FINISHED and not (resume or force):
@@ -98,19 +112,21 @@ def optimize(
             folder.prepare(force)
         try:
             records = Records(folder.file(RECORDS))
-            run = Run(loaded.model, bound, allowed, target, folder.work, records, say, loaded.origin)
+            run = Run(loaded.model, bound, allowed, target, folder.work, records, loaded.origin)
             _identify(run, folder)
             if folder.state == FINISHED:
                 return Result.load(folder.path)
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
+            check_extras(run, wanted)
+            predict(run, baseline)
         except (BadInput, Unsupported):
             if fresh:  # the original or the data can't be used: leave nothing behind
                 folder.clear()
                 if made:
                     folder.path.rmdir()
             raise
-        return _search(run, folder, model_shapes, baseline)
+        return _search(run, folder, model_shapes, baseline, wanted)
 
 
 def _sizes_in(model: Model, task: BoundTask) -> dict[str, int]:
@@ -145,16 +161,17 @@ def _identify(run: Run, folder: Folder) -> None:
             "give the same to resume, --force to start afresh, or another -o"
         )
     elif len(run.records) > 1:
-        run.say(f"resumed: {len(run.records)} measurements are kept")
+        voice().say(f"resumed: {len(run.records)} measurements are kept")
 
 
-def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing) -> Result:
+def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, wanted: Extras) -> Result:
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
     tried = _screen(run, baseline)
     _judge_accuracy(run, tried, folder, shapes)
     _finals(run, tried)
     chosen, reason = _choose(run, tried)
-    return write_result(run, folder, tried, chosen, reason, shapes, details(run, tried[0], chosen))
+    found = details(run, tried[0], chosen) | extras(run, tried[0], chosen, wanted) | {"advice": advice_details(run, tried, chosen)}
+    return write_result(run, folder, tried, chosen, reason, shapes, found)
 
 
 def _baseline(run: Run) -> Timing:
@@ -165,22 +182,22 @@ def _baseline(run: Run) -> Timing:
     timed = run.time_baseline()
     if isinstance(timed, Failure):
         raise Unsupported(f"the original model does not run in onnxruntime: {timed.reason}")
-    run.say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
+    voice().say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
     if run.task is not None:
         run.settle_metric()
         judged = run.judged(run.baseline, "validate")
         if isinstance(judged, Failure):
             raise BadInput(f"the original model can't be judged: {judged.reason}")
         metric = run.task.metric
-        run.say(f"baseline: {metric.name} {judged.value:.4f} on {judged.samples} validation samples")
+        voice().say(f"baseline: {metric.name} {judged.value:.4f} on {judged.samples} validation samples")
         _sane(run, judged)
         samples = len(run.split("test"))
-        run.say(
+        voice().say(
             f"budget: a drop of at most {allowed_drop(run):g}; the {samples} test samples can prove a drop of about "
             f"{smallest_provable_drop(samples):.4f} or more"
         )
     else:
-        run.say("no data: only techniques that keep the results are tried, and accuracy is not judged")
+        voice().say("no data: only techniques that keep the results are tried, and accuracy is not judged")
     _own_framework(run)
     return timed
 
@@ -218,9 +235,9 @@ def _own_framework(run: Run) -> None:
         subject = Subject(name, run.origin.path, run.target)
         timed, ratio = run.screen(name, subject)
         if isinstance(timed, Failure):
-            run.say(f"baseline: {name}: {timed.reason}")
+            voice().say(f"baseline: {name}: {timed.reason}")
             continue
-        run.say(f"baseline: {name}: {seconds(timed.seconds)} ({ratio:.2f} × onnxruntime's speed)")
+        voice().say(f"baseline: {name}: {seconds(timed.seconds)} ({ratio:.2f} × onnxruntime's speed)")
         if ratio > NEAR:
             run.subjects[name] = subject
 
@@ -228,14 +245,17 @@ def _own_framework(run: Run) -> None:
 def _screen(run: Run, baseline: Timing) -> list[Outcome]:
     """Build and time every candidate once; the cheapest checks come first."""
     tried: list[Outcome] = [Outcome(run.baseline, "", timing=baseline, screened=1.0, size=run.build(run.baseline.recipe)["bytes"])]
-    told: set[str] = set()
-    for candidate in candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None):
+    todo = list(candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None))
+    voice().candidate(run.baseline.name, baseline.seconds, 1.0)
+    for number, candidate in enumerate(todo):
+        voice().step("first timing", number, len(todo))
         outcome = _screen_one(run, candidate)
         tried.append(outcome)
-        times = f"{seconds(outcome.timing.seconds)} (× {outcome.screened:.2f}) " if outcome.timing else ""
-        if times or outcome.reason not in told:
-            run.say(f"  {candidate.name:42} {times}{outcome.reason}")
-        told.add(outcome.reason)
+        if outcome.timing:
+            voice().candidate(candidate.name, outcome.timing.seconds, outcome.screened, note=outcome.reason)
+        else:
+            voice().detail(f"  {candidate.name:42} not timed: {outcome.reason}")
+    voice().step("first timing", len(todo), len(todo))
     return tried
 
 
@@ -297,28 +317,35 @@ def _judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict
     started_left, found = run.left, 0
     limit = JUDGING_SECONDS if math.isinf(started_left) else JUDGING_SHARE * started_left
     start = time.monotonic()
-    for outcome in sorted((o for o in tried if not o.reason and o.timing), key=lambda o: _objective(run, o)):
-        assert outcome.timing is not None
+    timed = sorted((o for o in tried if not o.reason and o.timing), key=lambda o: _objective(run, o))
+    for number, outcome in enumerate(timed):
+        voice().step("accuracy on validate", number, len(timed))
         if outcome.candidate is run.baseline:
             outcome.accuracy = _judged_or_none(run, outcome)
             continue
         if outcome.screened < WORTH_JUDGING:
             outcome.reason = f"slower than the baseline: × {outcome.screened:.2f}"
+            voice().candidate(outcome.candidate.name, note="slower than the baseline")
             continue
         if found >= FINALISTS and time.monotonic() - start > limit:
             outcome.reason = f"not judged: {found} faster candidates keep the budget"
             continue
         outcome.accuracy = _judged_or_none(run, outcome)
         run.forget(outcome.candidate)
-        if outcome.reason:
-            continue
         if outcome.accuracy and (drop := drop_of(run, outcome.accuracy)) > allowed_drop(run):
             outcome.reason = f"breaks the budget on validate: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
+        elif outcome.accuracy:
+            outcome.reason = broken_guard(outcome.accuracy.guards, run.budget.guard_drop, None, "validate")
+        if outcome.accuracy or outcome.reason:
+            accuracy = outcome.accuracy.value if outcome.accuracy else None
+            voice().candidate(outcome.candidate.name, accuracy=accuracy, note=outcome.reason)
+        if outcome.reason:
             continue
         found += 1
         if found == 1:
             save_best(run, outcome, folder, shapes)
-            run.say(f"best so far: {outcome.candidate.name}")
+            voice().say(f"best so far: {outcome.candidate.name}")
+    voice().step("accuracy on validate", len(timed), len(timed))
 
 
 def _judged_or_none(run: Run, outcome: Outcome) -> Judged | None:
@@ -344,12 +371,13 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
     subjects = {BASELINE: run.subject(run.baseline), AGAIN: run.subject(run.baseline), **run.subjects}
     subjects |= {name: run.subject(o.candidate) for name, o in finalists.items()}
     rounds: list[dict[str, Timing | Failure]] = []
-    run.say(f"finals: {len(finalists)} candidates, {judge.PAIRS} rounds of fresh processes")
+    voice().say(f"finals: {len(finalists)} candidates, {judge.PAIRS} rounds of fresh processes")
     patient_until = time.monotonic() + PATIENCE
     while len(rounds) < judge.PAIRS or (
         len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists, noisy=time.monotonic() < patient_until)
     ):
         rounds.append(run.duel(subjects, len(rounds)))
+        voice().step("finals, rounds of fresh processes", len(rounds), max(judge.PAIRS, len(rounds)))
     floor = noise_floor(_pairs(rounds, BASELINE, AGAIN))
     for name, outcome in finalists.items():
         failed = [t for r in rounds if isinstance(t := r[name], Failure)]
@@ -357,13 +385,16 @@ def _finals(run: Run, tried: list[Outcome]) -> None:
             outcome.reason = failed[0].reason
             continue
         outcome.ratio = ratio_interval(_pairs(rounds, BASELINE, name))
+        if run.budget.at_the_tail:
+            outcome.tail_ratio = ratio_interval(_pairs(rounds, BASELINE, name, f"{run.budget.percentile:g}"))
         outcome.own_ratios = {own: ratio_interval(_pairs(rounds, own, name)) for own in run.subjects}
         outcome.floor = floor
         outcome.rounds = [t for r in rounds if isinstance(t := r[name], Timing)]
         outcome.baseline_rounds = [t for r in rounds if isinstance(t := r[BASELINE], Timing)]
         outcome.reason = _over(run, outcome.typical)
-        run.say(f"  {name:42} × {outcome.ratio.estimate:.3f} [{outcome.ratio.low:.3f}, {outcome.ratio.high:.3f}]")
-    run.say(f"  noise floor (A/A, the same way): {floor:.1%}")
+        interval = f"[{outcome.ratio.low:.3f}, {outcome.ratio.high:.3f}]"
+        voice().candidate(name, outcome.typical.seconds, outcome.ratio.estimate, note=f"final: × {outcome.ratio.estimate:.3f} {interval}")
+    voice().say(f"  noise floor (A/A, the same way): {floor:.1%}")
 
 
 def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome], noisy: bool) -> bool:
@@ -375,8 +406,13 @@ def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Out
     return any(i.low <= 1 < i.estimate for i in intervals)
 
 
-def _pairs(rounds: list[dict[str, Timing | Failure]], one: str, other: str) -> list[tuple[float, float]]:
-    return [(a.seconds, b.seconds) for r in rounds if isinstance(a := r[one], Timing) and isinstance(b := r[other], Timing)]
+def _pairs(rounds: list[dict[str, Timing | Failure]], one: str, other: str, percentile: str = "") -> list[tuple[float, float]]:
+    """Seconds of both in each round: of the typical call, or of the call at `percentile`."""
+
+    def spent(t: Timing) -> float:
+        return t.percentiles[percentile] if percentile else t.seconds
+
+    return [(spent(a), spent(b)) for r in rounds if isinstance(a := r[one], Timing) and isinstance(b := r[other], Timing)]
 
 
 def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
@@ -393,11 +429,13 @@ def _choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
             outcome.reason = judged.reason
             continue
         outcome.test, outcome.verdict = judged, verdict_of(run, judged)
-        run.say(f"test: {outcome.candidate.name}: {run.task.metric.name} {judged.value:.4f} ({outcome.verdict.state})")
+        voice().say(f"test: {outcome.candidate.name}: {run.task.metric.name} {judged.value:.4f} ({outcome.verdict.state})")
         if outcome.verdict.state == "broken":
             outcome.reason = f"breaks the budget on test: a drop of {drop_of(run, judged):.4f}, {allowed_drop(run):g} is allowed"
         elif run.budget.strict and outcome.verdict.state != "proven":
             outcome.reason = f"--strict: not proven; about {outcome.verdict.samples_needed} more samples would decide"
+        elif broken := broken_guard(judged.guards, run.budget.guard_drop, run.budget.guard_margin, "test"):
+            outcome.reason = broken
         else:
             return _won(tried, outcome), ""
     return original, _why_nothing(tried)
@@ -423,6 +461,9 @@ def _not_faster(run: Run, outcome: Outcome) -> str:
                 f"not shown to be faster than {name}: × {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], "
                 f"noise floor {outcome.floor:.1%}"
             )
+    if outcome.tail_ratio is not None and outcome.tail_ratio.high < 1:
+        tail = outcome.tail_ratio
+        return f"slower than {run.baseline.name} at p{run.budget.percentile:g}: × {tail.estimate:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
     return ""
 
 
@@ -441,9 +482,11 @@ def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
 
 
 def _objective(run: Run, outcome: Outcome) -> float:
-    """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too)."""
+    """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too), at the percentile asked for."""
     if run.budget.objective == "size":
         return float(outcome.size)
+    if outcome.tail_ratio is not None:
+        return 1 / outcome.tail_ratio.estimate
     if outcome.ratio is not None:
         return 1 / outcome.ratio.estimate
     return 1 / outcome.screened

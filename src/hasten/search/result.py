@@ -50,6 +50,7 @@ class Outcome:
     size: int = 0
     accuracy: Judged | None = None
     ratio: Interval | None = None
+    tail_ratio: Interval | None = None
     own_ratios: dict[str, Interval] = dataclasses.field(default_factory=dict)
     floor: float = 0.0
     rounds: Sequence[Timing] = ()
@@ -68,8 +69,9 @@ class Outcome:
 class Choice:
     """One candidate as reported. Times in seconds a call of one batch, sizes in bytes.
 
-    `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `own_ratios` the same over the model's own
-    framework. `accuracy` is on validate, `test` and `verdict` on test. `state`: chosen, front, lost or baseline; `reason`: why it lost.
+    `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `tail_ratio` the same at the budget's percentile,
+    where latency is asked for at another one than 50; `own_ratios` over the model's own framework. `accuracy` is on validate, `test` and
+    `verdict` on test. `state`: chosen, front, lost or baseline; `reason`: why it lost.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Choice:
     preparation_seconds: float | None = None
     accuracy: dict[str, Any] | None = None
     ratio: dict[str, float] | None = None
+    tail_ratio: dict[str, float] | None = None
     own_ratios: dict[str, dict[str, float]] | None = None
     noise_floor: float | None = None
     test: dict[str, Any] | None = None
@@ -254,6 +257,7 @@ def _choice(run: Run, o: Outcome, chosen: Outcome, front: Sequence[Outcome]) -> 
             preparation_seconds=built.values.get("seconds") if built else None,
             accuracy=dataclasses.asdict(o.accuracy) if o.accuracy else None,
             ratio=dataclasses.asdict(o.ratio) if o.ratio else None,
+            tail_ratio=dataclasses.asdict(o.tail_ratio) if o.tail_ratio else None,
             own_ratios={k: dataclasses.asdict(v) for k, v in o.own_ratios.items()} or None,
             noise_floor=o.floor if o.ratio else None,
             test=dataclasses.asdict(o.test) if o.test else None,

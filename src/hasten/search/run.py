@@ -27,21 +27,29 @@ from hasten.plan import Effect, Plan
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.search.candidates import ORIGINAL, Candidate, Recipe
+from hasten.search.guard import Guarded, guarded
 from hasten.task import BoundTask, Split
 
 Array = NDArray[Any]
-Say = Callable[[str], None]
+
+RESTLESS, HOPELESS = 1.25, 0.25
+"""A moment is restless where the baseline takes this much longer than it did before, or the 95th percentile of single calls lies this far
+above the median; a candidate that is slower than this share of the baseline's speed is not timed again even then."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Accuracy of a candidate on a split beside the baseline's, on the same samples. `difference` = candidate − baseline."""
+    """Accuracy of a candidate on a split beside the baseline's, on the same samples. `difference` = candidate − baseline.
+
+    `guards`: recall of the guarded classes, on the same predictions.
+    """
 
     value: float
     baseline: float
     difference: Interval
     samples: int
     discordant: float
+    guards: tuple[Guarded, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,13 +62,14 @@ class Run:
     target: Target
     work: Path
     records: Records
-    say: Say
     origin: Origin | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     _predictions: dict[tuple[str, str], Array] = dataclasses.field(default_factory=dict)
     _labels: dict[str, Array] = dataclasses.field(default_factory=dict)
     _beside: Timing | Failure | None = None
     """The baseline's last screening time, until a second candidate was set against it."""
+    _quickest: float = float("inf")
+    """The baseline's smallest screening time so far."""
 
     def __post_init__(self) -> None:
         self.baseline = Candidate(ORIGINAL, "onnxruntime", self.target)
@@ -136,20 +145,31 @@ class Run:
         """A first timing, in one process beside one of the baseline: (timing, how many times faster than that baseline).
 
         The machine's own speed drifts by tens of percent in minutes, so a timing says something only beside another one of the same
-        moment. Two candidates share a baseline: the one after it and the next.
+        moment. Two candidates share a baseline: the one after it and the next. What comes out slower at a restless moment is timed once
+        more, and the better of the two counts: a first timing only decides who is looked at further.
         """
         method = "one fresh process beside one of the baseline: median of 5 rounds of about 40 ms; percentiles of single calls"
 
         def compute() -> dict[str, Any]:
-            shared, self._beside = self._beside, None
-            before = shared or judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile)
-            timed = judge.time_once(subject, self.feeds, self.budget.percentile)
-            self._beside = None if shared else before
-            ratio = before.seconds / timed.seconds if isinstance(before, Timing) and isinstance(timed, Timing) else 0.0
+            timed, ratio, restless = self._beside_baseline(subject)
+            if restless and HOPELESS < ratio < 1:
+                timed, ratio = max((timed, ratio), self._beside_baseline(subject)[:2], key=lambda pair: pair[1])
             return {"timing": dataclasses.asdict(timed), "ratio": ratio}
 
         values = self.remember("screened", name, method, compute)
         return _timing(values["timing"]), values["ratio"]
+
+    def _beside_baseline(self, subject: Subject) -> tuple[Timing | Failure, float, bool]:
+        """(timing, ratio to the baseline's, whether the machine was restless meanwhile)."""
+        shared, self._beside = self._beside, None
+        before = shared or judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile)
+        timed = judge.time_once(subject, self.feeds, self.budget.percentile)
+        if not isinstance(before, Timing) or not isinstance(timed, Timing):
+            return timed, 0.0, False
+        self._beside = None if shared else before
+        self._quickest = min(self._quickest, before.seconds)
+        ranks = max(t.percentiles["95"] / t.percentiles["50"] for t in (before, timed))
+        return timed, before.seconds / timed.seconds, max(before.seconds / self._quickest, ranks) > RESTLESS
 
     def time_baseline(self) -> Timing | Failure:
         """The baseline alone, in one fresh process."""
@@ -185,12 +205,15 @@ class Run:
                 after = before if candidate is self.baseline else self.predictions(candidate, split_name)
             except WorkerFailed as e:
                 return {"failed": str(e)}
-            return _compare(self.task, before, after, self.labels(split_name), self.budget.seed)
+            labels = self.labels(split_name)
+            found = guarded(self.budget.guards, before, after, labels)
+            return _compare(self.task, before, after, labels, self.budget.seed) | {"guards": [dataclasses.asdict(g) for g in found]}
 
         values = self.remember("judged", candidate.name, method, compute, f"judged:{split_name}:{candidate.name}")
         if "failed" in values:
             return Failure(values["failed"])
-        return Judged(**{**values, "difference": Interval(**values["difference"])})
+        guards = tuple(Guarded(**g) for g in values["guards"])
+        return Judged(**{**values, "difference": Interval(**values["difference"]), "guards": guards})
 
     def predictions(self, candidate: Candidate, split_name: str) -> Array:
         """Outputs of the judged output on a split; kept in memory alone."""

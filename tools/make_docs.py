@@ -1,0 +1,303 @@
+"""The pages of docs/ that code writes: one a technique, the command line, the Python names; and tables in hand-written pages. A hook of mkdocs.
+
+`pages()` gives the generated pages; mkdocs.yml names this file, so that `mkdocs build` makes them afresh each time and none can be stale.
+In a hand-written page `<!-- made: NAME -->` is replaced by `TABLES[NAME]()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import statistics
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import make_results  # noqa: E402
+
+import hasten  # noqa: E402
+from hasten import cli, plan  # noqa: E402
+from hasten.cli.techniques import technique_command  # noqa: E402
+from hasten.measure.statistics import smallest_provable_drop  # noqa: E402
+from hasten.profiles import PROFILES  # noqa: E402
+
+TECHNIQUES_NAV = "Techniques"
+ACCURACY = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+
+
+def pages() -> dict[str, str]:
+    """Generated pages by their place in docs/."""
+    made = {f"techniques/{row.verb}.md": technique_page(row) for row in plan.TECHNIQUES}
+    return made | {"techniques/index.md": techniques_page(), "reference/cli.md": cli_page(), "reference/python.md": python_page()}
+
+
+# --- techniques
+
+
+def techniques_page() -> str:
+    rows = []
+    for row in plan.TECHNIQUES:
+        wants = "yes" if row.observes else "no"
+        rows.append(f"| {row.phase.name.lower()} | [{row.verb}]({row.verb}.md) | {row.about} | {row.effect} | {wants} |")
+    return TECHNIQUES_PAGE.format(rows="\n".join(rows))
+
+
+TECHNIQUES_PAGE = """# Techniques
+
+All there is, in the order in which a plan runs them. Each is a step of the recipes that `hasten optimize` tries, and a verb of its own:
+model in, model out. What a technique leaves alone it says, with the node and the reason.
+
+| phase | technique | what it does | effect | wants data |
+|---|---|---|---|---|
+{rows}
+
+**Effect** says what happens to the results. *equivalent*: the same bits in an unoptimised runtime. *rounding*: the same numbers but for
+the last digits of float32, checked on each model. *lossy*: other numbers, which the judge must accept.
+"""
+
+
+def technique_page(row: plan.Row) -> str:
+    """What it is, when, what it costs, settings, examples: the docstrings of its module and of its settings."""
+    settings = row.settings
+    text, when, cost = _three(inspect.getdoc(inspect.getmodule(settings)) or "")
+    text = text.replace(f" Effect: {row.effect}.", "", 1)
+    wants = "Wants data to calibrate on." if row.observes else "Wants no data."
+    parts = [
+        f"# {row.verb}",
+        "",
+        f"{row.about} Effect: **{row.effect}**. Phase: **{row.phase.name.lower()}**. {wants}",
+        "",
+        _linked(text),
+        "",
+        "## When",
+        "",
+        when,
+        "",
+        "## What it costs",
+        "",
+        cost,
+        "",
+        "## Settings",
+        "",
+        *_settings(settings),
+        "",
+        "## Example",
+        "",
+        *_code(_examples(technique_command(row).__doc__ or "")),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _three(doc: str) -> tuple[str, str, str]:
+    """(what it is, when, what it costs) of a technique's docstring. Raises ValueError where one is missing."""
+    found = re.fullmatch(r"\w+: (.*?)\n\nWhen: (.*?)\nCost: (.*)", doc.strip(), re.DOTALL)
+    if not found:
+        raise ValueError(f"a technique's docstring is `name: what it is`, then lines `When:` and `Cost:`, got {doc[:60]!r}")
+    return typing.cast("tuple[str, str, str]", tuple(_sentence(part) for part in found.groups()))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _settings(settings: type[Any]) -> list[str]:
+    fields = dataclasses.fields(settings)
+    doc = inspect.getdoc(settings) or ""
+    if not fields:
+        return [doc]
+    rows = [f"| `--{f.name.replace('_', '-')}` | `{f.type}` | `{f.default!r}` |" for f in fields]
+    return ["| setting | type | default |", "|---|---|---|", *rows, "", doc]
+
+
+def _linked(text: str) -> str:
+    """arXiv numbers as links."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _examples(doc: str) -> list[str]:
+    """The example lines of a verb's docstring."""
+    return re.findall(r"\[bold\](.*?)\[/\]", doc)
+
+
+def _code(lines: list[str]) -> list[str]:
+    return ["```sh", *lines, "```"]
+
+
+# --- the command line
+
+
+def cli_page() -> str:
+    verbs = [(verb, function) for _, verb, function in cli.VERBS]
+    techniques = [(row.verb, technique_command(row)) for row in plan.TECHNIQUES]
+    parts = ["# Command line", "", "Each verb prints the same with `--help`. Exit codes: see [judging](../judging.md#exit-codes).", ""]
+    for verb, function in verbs + techniques:
+        parts += _verb(verb, function)
+    return "\n".join(parts)
+
+
+def _verb(verb: str, function: Callable[..., None]) -> Iterator[str]:
+    """One verb: what it does, examples, arguments and options, as typer knows them."""
+    doc = inspect.getdoc(function) or ""
+    app = typer.Typer(add_completion=False)
+    app.command(verb)(function)
+    command = typer.main.get_command(app)
+    about = doc.split("[bold]")[0].strip()
+    yield from (f"## {verb}", "", about, "", *_code(_examples(doc)), "", "| argument or option | default | |", "|---|---|---|")
+    for parameter in command.params:
+        argument = parameter.param_type_name == "argument"
+        name = (parameter.metavar or parameter.name.upper()) if argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
+        none = parameter.default is None or parameter.default is False
+        default = "required" if parameter.required else "" if none else f"`{parameter.default}`"
+        if name != "--help":
+            yield f"| `{name}` | {default} | {(getattr(parameter, 'help', None) or '').replace('|', '&#124;')} |"
+    yield ""
+
+
+# --- Python
+
+
+def python_page() -> str:
+    parts = ["# Python", "", "Everything public, as `import hasten` gives it. Nothing else is promised to stay.", ""]
+    for name in hasten.__all__:
+        thing = getattr(hasten, name)
+        if isinstance(thing, str):
+            parts += [f"## {name}", "", f"The version, such as `{thing!r}`.", ""]
+            continue
+        parts += [f"## {name}", "", *_signature(f"hasten.{name}", thing), *_paragraphs(inspect.getdoc(thing) or ""), ""]
+        if isinstance(thing, type):
+            parts += _members(name, thing)
+    return "\n".join(parts)
+
+
+def _signature(name: str, thing: Any) -> list[str]:
+    parameters = _parameters(thing)
+    line = f"{name}({', '.join(parameters)})"
+    lines = [line] if len(line) <= 100 else [f"{name}(", *(f"    {p}," for p in parameters), ")"]
+    return ["```python", *lines, "```", ""]
+
+
+def _parameters(thing: Any) -> list[str]:
+    """`name: type = default` of each, as one would write it; a default that is no plain value is `…`."""
+    texts, named = [], False
+    for parameter in inspect.signature(thing).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not named:
+            texts.append("*")
+            named = True
+        text = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + parameter.name
+        if parameter.annotation is not parameter.empty:
+            text += f": {parameter.annotation if isinstance(parameter.annotation, str) else parameter.annotation.__name__}"
+        if parameter.default is not parameter.empty:
+            plain = parameter.default is None or isinstance(parameter.default, (bool, int, float, str, tuple))
+            text += f" = {parameter.default!r}" if plain else " = …"
+        texts.append(text)
+    return texts
+
+
+def _members(owner: str, thing: type[Any]) -> list[str]:
+    """Public methods and properties that have a docstring."""
+    parts = []
+    for name, member in vars(thing).items():
+        plain = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+        doc = inspect.getdoc(plain)
+        if name.startswith("_") or not doc or not (inspect.isfunction(plain) or isinstance(plain, property)):
+            continue
+        called = "" if isinstance(plain, property) else f"({', '.join(p for p in _parameters(plain) if p != 'self')})"
+        parts += [f"### `{owner}.{name}{called}`", "", *_paragraphs(doc), ""]
+    return parts
+
+
+def _paragraphs(doc: str) -> list[str]:
+    """A docstring as Markdown: lines `name: what` become a list."""
+    lines: list[str] = []
+    listed = False
+    for line in doc.splitlines():
+        found = re.match(r"([a-z_]+): (.*)", line)
+        if found:
+            lines += ([] if listed or not lines or not lines[-1] else [""]) + [f"- `{found[1]}`: {found[2]}"]
+        else:
+            lines.append(f"  {line}" if listed and line else line)
+        listed = bool(found) or (listed and bool(line))
+    return lines
+
+
+# --- tables in hand-written pages
+
+
+def results_table() -> str:
+    reports = make_results.newest(make_results.RESULTS.read_text()) if make_results.RESULTS.exists() else []
+    return make_results.table(reports, make_results.WORDS["README.md"]) or "*No comparison is recorded here yet: `make bench` makes one.*"
+
+
+def accuracy_table() -> str:
+    """Agreement with the float model after int8, the median over the recorded seeds; the last line of each model and seed counts."""
+    last = {(report["model"], report["seed"]): report for line in ACCURACY.read_text().splitlines() for report in [json.loads(line)]}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (model, _), report in last.items():
+        found.setdefault(model, []).append(report)
+    rows = ["| model | splits | hasten | NNCF | onnxruntime |", "|---|---:|---:|---:|---:|"]
+    for model, reports in sorted(found.items()):
+        medians = (statistics.median(r[tool]["agreement"] for r in reports) for tool in ("hasten", "nncf", "onnxruntime"))
+        rows.append(f"| {model} | {len(reports)} | " + " | ".join(f"{m:.4f}" for m in medians) + " |")
+    return "\n".join(rows)
+
+
+def provable_table() -> str:
+    rows = ["| test samples | the smallest drop that they can prove |", "|---:|---:|"]
+    return "\n".join(rows + [f"| {n:,} | {smallest_provable_drop(n):.4f} |" for n in (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)])
+
+
+def profiles_table() -> str:
+    rows = ["| `--for` | what for | sets | mind |", "|---|---|---|---|"]
+    for profile in PROFILES:
+        values = ", ".join(f"{name} {_plain(value)}" for name, value in profile.settings.items())
+        rows.append(f"| {profile.name} | {profile.about} | {values} | {profile.note} |")
+    return "\n".join(rows)
+
+
+def _plain(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "accuracy": accuracy_table,
+    "provable": provable_table,
+    "profiles": profiles_table,
+}
+
+
+def filled(page: str) -> str:
+    """The page with its tables. KeyError for a table that there is none of."""
+    return re.sub(r"<!-- made: (\w+) -->", lambda found: TABLES[found[1]](), page)
+
+
+# --- what mkdocs calls
+
+
+def on_config(config: Any) -> Any:
+    for entry in config.nav:
+        if TECHNIQUES_NAV in entry:
+            entry[TECHNIQUES_NAV] = ["techniques/index.md", *({row.verb: f"techniques/{row.verb}.md"} for row in plan.TECHNIQUES)]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
+    for place, text in pages().items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    return filled(markdown)
