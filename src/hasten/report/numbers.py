@@ -61,3 +61,13 @@ def change(value: float | None) -> str:
 def share(value: float | None, digits: int = 0) -> str:
     """A share, `97 %`."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """The unit for an axis of times up to `largest` seconds, and its seconds."""
+    return next(((unit, factor) for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if largest >= factor), ("ns", 1e-9))
+
+
+def size_unit(largest: float) -> tuple[str, float]:
+    """The unit for an axis of sizes up to `largest` bytes, and its bytes."""
+    return next(((unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)) if largest >= factor), ("B", 1.0))
