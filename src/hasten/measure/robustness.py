@@ -129,7 +129,8 @@ CORRUPTIONS = (
     Corruption("feature dropout", (FEATURES,), feature_dropout, (0.05, 0.1, 0.2, 0.3, 0.4), "of features"),
     Corruption("out of range", (PICTURE, FEATURES), out_of_range, (1.1, 1.25, 1.5, 2.0, 3.0), "× range"),
 )
-"""All there are; σ is that of the data, by channel or feature. At 224 pixels the blur is 1 to 6 pixels wide, at 32 it is 0.4 to 2.3: about what ImageNet-C and CIFAR-10-C have."""
+"""All there are; σ is that of the data, by channel or feature. At 224 pixels the blur is 1 to 6 pixels wide, at 32 it is 0.4 to 2.3:
+about what ImageNet-C and CIFAR-10-C have."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
