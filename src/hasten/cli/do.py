@@ -113,6 +113,7 @@ def optimize(
     """
     from hasten import doors
     from hasten.measure.energy import WATTS_PER_CORE
+    from hasten.report.make import write as write_report
     from hasten.search.budget import parse_quantity
     from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
@@ -152,12 +153,14 @@ def optimize(
             purpose=purpose,
             **_given(context, budget),
         )
+    page = write_report(result.folder)
     if as_json:
         print_json(result.manifest)
     else:
         from hasten.report.terminal import show_result
 
         show_result(result, table=not quiet)
+        print_line(f"look at it: {page}")
     if not result.better:
         raise NothingBetter(result.reason)
 

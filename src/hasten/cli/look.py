@@ -1,4 +1,4 @@
-"""Verbs that look: inspect, doctor."""
+"""Verbs that look: inspect, doctor, report."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hasten.cli.options import (
     ShapeOpt,
     ThreadsOpt,
     print_json,
+    print_line,
     shapes_of,
     telling,
 )
@@ -60,6 +61,31 @@ def inspect_model(
         from hasten.report.look import show_inspection
 
         show_inspection(loaded, found)
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder that `hasten optimize` finished.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--format", help="html (a page to look at), markdown (for a pull request) or card (a model card).")
+    ] = "html",
+    out: Annotated[str | None, typer.Option("-o", "--out", help="The file; by default FOLDER/report.html, the others are printed.")] = None,
+    debug: DebugOpt = False,
+) -> None:
+    """What came out of a run, to look at or to pass on: one page without a network, Markdown, or a model card.
+
+    [bold]hasten report lenet.hasten[/]
+
+    [bold]hasten report lenet.hasten --format markdown -o summary.md[/]
+    """
+    from hasten.folder import Folder
+    from hasten.report import make
+    from hasten.search.result import Result
+
+    if out is None and form in make.FORMS and form != "html":
+        Folder(Path(folder)).check()
+        print_line(make.make(Result.load(folder), form).rstrip())
+    else:
+        print_line(f"{make.write(folder, form, out)}: open it in a browser" if form == "html" else str(make.write(folder, form, out)))
 
 
 def doctor(

@@ -25,7 +25,7 @@ def card(result: Result) -> str:
         ("How it was made", _made(found), 2),
         ("Intended use", [FILL, "", "*Who is it for, what for, and what not?*"], 2),
         ("Measured performance", _performance(result, found), 2),
-        ("Data", _data(result, found), 2),
+        ("Data", _data(result), 2),
         ("Limits", [f"- {plain(line)}" for line in words.limits(result)], 2),
         ("Ethical considerations", [FILL], 2),
         ("How to verify", _verify(result), 2),
@@ -41,7 +41,7 @@ def _what(result: Result) -> list[str]:
     }
     return [
         f"- File: `{MODEL}` (ONNX, opset 21), SHA-256 `{manifest['digests'][MODEL]}`",
-        f"- Runs as: {plain(result.best.name)} (recipe · runtime · threads), {words.a_call(result.best)}",
+        f"- Runs as: {plain(result.best.name)} (recipe · runtime · threads), batch {result.best.target['batch']}",
         f"- Inputs: {plain(ports['inputs'])}",
         f"- Outputs: {plain(ports['outputs'])}",
         "- Licence, authors, version, contact: *to be filled in*",
@@ -67,26 +67,25 @@ def _performance(result: Result, found: dict[str, Any]) -> list[str]:
         lines.append(
             f"- {found['flips']} of {samples} test samples ({share(found['flips'] / samples, 1)}) get another class than from the original."
         )
-    if changed := [c for c in found.get("classes") or [] if c["after"] < c["before"]]:
+    if changed := [c for c in found.get("classes") or [] if c["after"] < c["before"] and c["samples"] >= words.FEW]:
         worst = min(changed, key=lambda c: c["after"] - c["before"])
         lines.append(
-            f"- Recall fell in {len(changed)} classes; most in class {worst['label']}: {metric(worst['before'])} → {metric(worst['after'])} "
-            f"on {worst['samples']} samples."
+            f"- Recall fell in {len(changed)} of the classes with at least {words.FEW} samples; most in class {worst['label']}: "
+            f"{metric(worst['before'])} → {metric(worst['after'])} on {worst['samples']} samples."
         )
     for section in (s for make in SECTIONS if (s := make(result, found)) is not None):
         lines += [f"- {section.title}: {plain(' '.join(section.lines))}"] if section.lines else []
     return [*lines, "", *table(result, SHOWN)]
 
 
-def _data(result: Result, found: dict[str, Any]) -> list[str]:
+def _data(result: Result) -> list[str]:
     judged = result.manifest["judged"]
     if judged is None:
         return ["None was given: accuracy was not judged."]
-    splits = found.get("splits", {})
     return [
         "Described by counts and a digest alone; hasten keeps no sample and no label.",
         "",
-        *(f"- {name}: {count} samples" for name, count in splits.items()),
+        *(f"- {name}: {count} samples" for name, count in words.splits(result)),
         f"- labels: {'yes' if judged['labels'] else 'no, the original model is the reference'}",
         f"- digest of data, metric and preprocessing: `{judged['data']}`",
         "- source, collection, consent, licence: *to be filled in*",

@@ -28,9 +28,10 @@ def table(result: Result, most: int) -> list[str]:
     rank = {"chosen": 0, "original": 1}
     timed = [c for c in result.candidates if c.seconds is not None]
     ordered = sorted(timed, key=lambda c: (rank.get(pictures.group(c), 2), c.seconds))
-    lines = [f"| candidate | time of a call | speed-up | {plain(words.name(result))} | size | why not |", "|---|---:|---:|---:|---:|---|"]
+    judged_by = plain(words.name(result)) + (" on validate" if result.manifest["judged"] else "")
+    lines = [f"| candidate | time of a call | speed-up | {judged_by} | size | why not |", "|---|---:|---:|---:|---:|---|"]
     for choice in ordered[:most]:
-        group, judged = pictures.group(choice), choice.test or choice.accuracy
+        group, judged = pictures.group(choice), choice.accuracy
         speed = (
             f"{numbers.times(choice.ratio['estimate'])} {numbers.interval(choice.ratio)}"
             if choice.ratio

@@ -45,7 +45,7 @@ def interval(value: Mapping[str, float | None] | None, digits: int = 2, sign: st
     """The 95 % interval of a record, `[2.20, 2.53]`; `sign` is "+" where a difference is shown."""
     if value is None or value["low"] is None or value["high"] is None:
         return ""
-    return f"[{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+    return f"[{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]".replace("-", "−")
 
 
 def metric(value: float | None) -> str:

@@ -27,10 +27,6 @@ NODES = 12
 """Nodes of one reason that are named; of the others, how many there are."""
 
 
-FEW = 10
-"""Samples that some class must have before a picture of recall by class is drawn."""
-
-
 def page(result: Result) -> str:
     """The page as text. Raises BadInput for a folder that is not finished (see Result.load)."""
     import jinja2
@@ -121,7 +117,7 @@ def _claims(result: Result) -> list[dict[str, Any]]:
         {"name": "Speed", "figure": words.capital(figures["speed"]), "lines": words.speed(result), "state": ""},
         {"name": "Size", "figure": words.capital(figures["size"]), "lines": [words.sizes(result)], "state": ""},
         {"name": words.capital(words.name(result)), "figure": words.capital(state), "lines": words.accuracy(result), "state": state},
-        {"name": "Measured on", "figure": result.manifest["machine"]["cpu"], "lines": [words.place(result)], "state": ""},
+        {"name": "Measured on", "figure": result.manifest["machine"]["cpu"], "lines": [f"{words.hardware(result)}."], "state": ""},
     ]
 
 
@@ -164,10 +160,9 @@ def _ordered(result: Result) -> list[Choice]:
 
 
 def _row(choice: Choice, result: Result) -> dict[str, Any]:
-    group, ratio, judged = pictures.group(choice), choice.ratio, choice.test or choice.accuracy
+    group, ratio, judged = pictures.group(choice), choice.ratio, choice.accuracy
     is_original = group == "original"
     why = choice.reason or {"chosen": "chosen", "original": "the original" if result.better else "the original, returned"}.get(group, "")
-    split = "" if judged is None else "test" if choice.test else "validate"
     return {
         "group": group,
         "name": choice.name,
@@ -175,7 +170,6 @@ def _row(choice: Choice, result: Result) -> dict[str, Any]:
         "speed": "1 ×" if is_original else numbers.times(ratio["estimate"]) if ratio else "–",
         "interval": numbers.interval(ratio) if ratio and not is_original else "",
         "metric": metric(judged["value"] if judged else None),
-        "split": split,
         "size": size(choice.size),
         "why": why,
         "order": {
@@ -221,8 +215,12 @@ def _layers(found: dict[str, Any] | None, drawn: dict[str, pictures.Spec]) -> di
                 "rows": [{"name": r["name"], "op": r["op"], "time": seconds(r["seconds"])} for r in rows],
             }
         )
-        told.append(f"{share(over / profile['call_seconds'])} of the {titles[side].lower()}'s call")
-    text = f"Overhead, which no layer explains, is {' and '.join(told)}. " if told else ""
+        told.append(f"{share(over / profile['call_seconds'])} of the {titles[side].lower()}'s call" if over else "")
+    text = (
+        f"Overhead, which no layer explains, is {' and '.join(filter(None, told))}. "
+        if any(told)
+        else "No overhead beside the layers is to be seen. "
+    )
     text += "As the runtimes' own profilers tell it, on one scale; runtimes fuse and rename layers, and profiling costs a little itself."
     return {"sides": sides, "words": text}
 
@@ -268,8 +266,8 @@ def _classes(result: Result, found: dict[str, Any], drawn: dict[str, pictures.Sp
     if flips == 0:
         text = f"On all {samples} test samples the chosen model names the same class as the original."
     label, changed = "", [r for r in rows if r["before"] != r["after"]]
-    if rows and max(r["samples"] for r in rows) < FEW:
-        text += f" Recall by class would say little: no class has {FEW} samples or more."
+    if rows and max(r["samples"] for r in rows) < words.FEW:
+        text += f" Recall by class would say little: no class has {words.FEW} samples or more."
     elif changed:
         drawn["classes"] = pictures.classes(rows) or {}
         worst = min(changed, key=lambda r: r["after"] - r["before"])

@@ -67,7 +67,9 @@ def pareto(result: Result) -> Spec | None:
     if len(timed) < 2:
         return None
     unit, factor = numbers.time_unit(max(c.seconds or 0.0 for c in timed))
-    x = alt.X("time:Q", title=f"time of a call ({unit})", scale=_time_scale([c.seconds or 0.0 for c in timed], factor))
+    x = alt.X(
+        "time:Q", title=f"time of a call ({unit})", axis=alt.Axis(tickCount=8), scale=_time_scale([c.seconds or 0.0 for c in timed], factor)
+    )
     if not judged:
         return _by_size(timed, x, unit, factor, result)
     low, high = _domain(judged, result)
@@ -190,7 +192,7 @@ def layers(profile: dict[str, Any], longest: float, side: str) -> Spec:
     import altair as alt
 
     heaviest = sorted(profile["layers"], key=lambda r: -r["seconds"])[:HEAVIEST]
-    rows = [r | {"text": seconds(r["seconds"]), "order": i, "label": f"{r['op']}  {_short(r['name'])}"} for i, r in enumerate(heaviest)]
+    rows = [r | {"text": seconds(r["seconds"]), "order": i, "label": f"{r['op']} · {_short(r['name'])}"} for i, r in enumerate(heaviest)]
     x = alt.X("seconds:Q", axis=None, scale=alt.Scale(domain=[0, 1.25 * longest], nice=False))
     y = alt.Y("order:O", axis=None, scale=alt.Scale(paddingInner=0.2))
     base = alt.Chart(alt.Data(values=rows))

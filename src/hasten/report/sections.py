@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hasten.report import pictures
+from hasten.report.extras import joules
 from hasten.report.numbers import change, interval, metric, share, size, times
 from hasten.search.result import Result
 
@@ -135,21 +136,11 @@ def energy(result: Result, found: Found) -> Section | None:
     if "failed" in given:
         return Section("energy", "Energy", [f"Not measured: {given['failed']}."])
     before, after = given["original"], given["chosen"]
-    line = f"{words_of_joules(after['joules'])} a call of {given['batch']}, {after['how']}."
+    line = f"{joules(after['joules'])} a call of {given['batch']}, {after['how']}."
     if before != after and after["joules"]:
         less = f"{times(before['joules'] / after['joules'])} less" if before["joules"] > after["joules"] else "not less"
-        line = (
-            f"{words_of_joules(before['joules'])} → {words_of_joules(after['joules'])} a call of {given['batch']}, {less} ({after['how']})."
-        )
+        line = f"{joules(before['joules'])} → {joules(after['joules'])} a call of {given['batch']}, {less} ({after['how']})."
     return Section("energy", "Energy", [line], note=_sentence(after["method"]))
-
-
-def words_of_joules(value: float) -> str:
-    """Energy for people."""
-    for unit, factor in (("J", 1.0), ("mJ", 1e-3), ("µJ", 1e-6)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value / 1e-9:.3g} nJ"
 
 
 def cost(result: Result, found: Found) -> Section | None:

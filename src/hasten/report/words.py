@@ -10,6 +10,9 @@ from hasten.search.result import Choice, Result
 SAME_SIZE = 0.05
 """Files that differ by less than this share are called of the same size."""
 
+FEW = 10
+"""Samples that some class must have before anything is said of recall by class."""
+
 NOT_JUDGED = "not judged"
 UNCHANGED = "unchanged"
 
@@ -55,10 +58,10 @@ def speed(result: Result) -> list[str]:
     """How fast, against what, how sure."""
     best, before = result.best, original(result)
     if not result.better or best.ratio is None:
-        return [f"The original takes {seconds(before.seconds)} {a_call(before)} in {before.runtime}."]
+        return [f"The original takes {seconds(before.seconds)} for {a_call(before)} in {before.runtime}."]
     lines = [
         f"{times(best.ratio['estimate'])} {interval(best.ratio)} as fast as the unchanged model in {before.runtime}: "
-        f"{seconds(best.seconds)} against {seconds(before.seconds)} {a_call(best)}."
+        f"{seconds(best.seconds)} against {seconds(before.seconds)} for {a_call(best)}."
     ]
     for own, ratio in (best.own_ratios or {}).items():
         lines.append(f"Against {own}, the model's own framework: {times(ratio['estimate'])} {interval(ratio)}.")
@@ -120,7 +123,20 @@ def accuracy(result: Result) -> list[str]:
         )
     else:
         lines.append(f"The budget allows a {drop} of {allowed:g}, and it is broken: the {drop} is {metric(verdict['drop'])}.")
-    return lines
+    return lines + guards(result)
+
+
+def guards(result: Result) -> list[str]:
+    """What happened to the recall of the classes that were guarded; nothing where none was."""
+    guarded = (result.best.test or {}).get("guards") or []
+    if not guarded:
+        return []
+    worst = max(guarded, key=lambda g: g["before"] - g["after"])
+    many = "one class" if len(guarded) == 1 else f"{len(guarded)} classes"
+    return [
+        f"Guarded, and kept, is the recall of {many}; the least so in class {worst['label']}: {metric(worst['before'])} → "
+        f"{metric(worst['after'])} on {worst['samples']} test samples."
+    ]
 
 
 def allowed_drop(result: Result) -> float:
@@ -139,8 +155,14 @@ def worse(result: Result) -> str:
 def place(result: Result) -> str:
     """The machine it was measured on."""
     machine = result.manifest["machine"]
+    return f"{machine['cpu']}, {hardware(result)}"
+
+
+def hardware(result: Result) -> str:
+    """Cores, memory and system of the machine."""
+    machine = result.manifest["machine"]
     cores = machine["cores"]
-    return f"{machine['cpu']}, {cores} core{'s' if cores > 1 else ''}, {size(machine['memory'])} of memory, {machine['system']}"
+    return f"{cores} core{'s' if cores > 1 else ''}, {size(machine['memory'])} of memory, {machine['system']}"
 
 
 def limits(result: Result) -> list[str]:
@@ -150,11 +172,11 @@ def limits(result: Result) -> list[str]:
         f"Speed holds on this machine ({manifest['machine']['cpu']}), {a_call(best)}, with the versions below. On another machine, batch or "
         "number of threads the order may be another: run hasten there.",
     ]
-    splits = manifest.get("details", {}).get("splits")
+    counts = splits(result)
     if manifest["judged"] is None:
         lines.append("There was no data, so nothing is said about accuracy on real samples.")
     else:
-        sizes = "" if not splits else f" ({', '.join(f'{n} samples {what}' for what, n in splits.items())})"
+        sizes = f" ({', '.join(f'{count} samples {name}' for name, count in counts)})" if counts else ""
         lines.append(
             f"Accuracy holds for data like the data given{sizes}. Choices were made on validate; test judged the choice alone. "
             "Data that is shifted, rarer classes and misuse were not tried unless a section above says so."
@@ -163,6 +185,12 @@ def limits(result: Result) -> list[str]:
         lines.append(f"Differences in time below the noise floor of {100 * best.noise_floor:.1f} % say nothing.")
     lines.append("Candidates that lost early were timed once only: their times are good for sorting out, not for quoting.")
     return lines
+
+
+def splits(result: Result) -> list[tuple[str, int]]:
+    """Name and samples of each split, in the order of their use; empty where it is not known."""
+    found = result.manifest.get("details", {}).get("splits") or {}
+    return [(name, found[name]) for name in ("calibrate", "validate", "test") if name in found]
 
 
 def versions(manifest: dict[str, Any]) -> str:
