@@ -46,8 +46,8 @@ EXTRAS: tuple[tuple[str, str, str, str], ...] = (
     (
         "torch",
         "torch",
-        "the PyTorch door",
-        "pip install torch --index-url https://download.pytorch.org/whl/cpu && pip install 'hasten[torch]'",
+        "the PyTorch door (install the CPU build first: a bare torch may bring several GB of CUDA)",
+        "pip install 'hasten[torch]'",
     ),
     ("keras", "keras", "the Keras door", "pip install 'hasten[keras]'"),
 )
