@@ -29,12 +29,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
-        monkeypatch.setattr(judge, name, getattr(judge, name))
-    monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
-    for name in ("ROUNDS", "SECONDS"):
-        monkeypatch.setattr(energy, name, getattr(energy, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture
