@@ -77,7 +77,7 @@ def test_the_gate_for_ci(tmp_path, path, digits, digits_cnn):
     assert re.search("gate: (kept|not decided)", kept.stdout)  # two of the same: the noise of few rounds may leave it open
 
     proto = onnx.load(digits_cnn)
-    last = next(i for i in proto.graph.initializer if i.name in proto.graph.node[-1].input[1:])
+    last = next(i for i in proto.graph.initializer if i.name == proto.graph.node[-1].input[1])
     last.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(last), last.name))
     onnx.save(proto, tmp_path / "worse.onnx")
     broken = run([gate, digits_cnn, "worse.onnx", digits], tmp_path, PATH=path)

@@ -9,7 +9,6 @@ from hasten.search import details
 from hasten.search import optimize as searching
 from hasten.task import Task
 
-
 KNOBS = (
     (judge, {"ROUNDS": 2, "ROUND_SECONDS": 0.002, "CALLS_SECONDS": 0.002, "PAIRS": 2}),
     (searching, {"MORE_PAIRS": 2}),

@@ -14,11 +14,10 @@ from hasten import plan
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, ClaimFailed
 from hasten.folder import FINISHED, Folder
-from hasten.measure import energy, judge
+from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.measure.record import Records
 from hasten.measure.verify import verify
-from hasten.search import optimize as searching
 from hasten.search.budget import Budget, parse_quantity
 from hasten.task import Task
 from tests.conftest import mlp_model

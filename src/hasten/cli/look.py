@@ -50,7 +50,7 @@ def inspect_model(
     gc.disable()  # a large graph is some million objects, none of them garbage: looking for cycles would take half the time
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
-        loaded = doors.load(model, example_inputs=examples, workdir=Path(private), verify=timing).model
+        loaded = doors.load(model, example_inputs=examples, workdir=Path(private), check=timing).model
         found = inspect(loaded, shapes_of(shape), batch or 1, threads, timing, model)
     gc.enable()
     if as_json:
@@ -88,7 +88,14 @@ def report(
         print_line(f"{make.write(folder, form, out)}: open it in a browser" if form == "html" else str(make.write(folder, form, out)))
 
 
-def doctor(quiet: QuietOpt = False, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
+def doctor(
+    peaks: Annotated[
+        bool, typer.Option("--peaks", help="Measure this machine's peaks anew, say after it was busy; about 10 seconds.")
+    ] = False,
+    quiet: QuietOpt = False,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
     """This machine, its instruction sets, the runtimes and extras, what is missing and how to add it; and a self-test of about 5 seconds.
 
     [bold]hasten doctor[/]
@@ -96,8 +103,11 @@ def doctor(quiet: QuietOpt = False, as_json: JsonOpt = False, debug: DebugOpt = 
     [bold]hasten doctor --json[/]
     """
     from hasten.doctor import diagnose
+    from hasten.measure.peaks import peaks as measure_peaks
 
     with telling(as_json, quiet):
+        if peaks:
+            measure_peaks(anew=True)
         found = diagnose()
     if as_json:
         print_json(found.to_json())

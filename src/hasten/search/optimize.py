@@ -25,9 +25,9 @@ from hasten.model import Model
 from hasten.report.numbers import seconds
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
-from hasten.search.candidates import GRAPH_ONLY, RECIPES, Candidate, candidates
+from hasten.search.candidates import GRAPH_ONLY, Candidate, candidates, recipes
 from hasten.search.details import details
-from hasten.search.extras import Extras, check_extras, extras
+from hasten.search.extras import Extras, check_extras, extras, missing
 from hasten.search.guard import broken_guard, check_guards
 from hasten.search.result import Outcome, Result, save_best, write_result
 from hasten.search.run import Judged, Run
@@ -37,7 +37,7 @@ from hasten.voice import Told, speaking, voice
 FINALISTS, MOST_FINALISTS, CLOSE = 3, 5, 1.1
 """The best three of the first timing reach the finals, and whoever came within this factor of the third, up to five."""
 
-MORE_PAIRS, QUIET, PATIENCE = 12, 0.05, 45.0
+MORE_PAIRS, QUIET, PATIENCE = 12, 0.05, 20.0
 """Rounds of fresh processes when six leave it open whether a finalist is faster; also, for so many seconds, when the noise floor is above
 this share."""
 
@@ -115,7 +115,10 @@ def optimize(
             run = Run(loaded.model, bound, allowed, target, folder.work, records, loaded.origin)
             _identify(run, folder)
             if folder.state == FINISHED:
-                return Result.load(folder.path)
+                done = Result.load(folder.path)
+                for line in missing(done.manifest, wanted):
+                    voice().say(line)
+                return done
             folder.work.mkdir(exist_ok=True)
             baseline = _baseline(run)
             check_extras(run, wanted)
@@ -288,7 +291,7 @@ def _twin(run: Run, candidate: Candidate) -> str | None:
     mine = run.build(candidate.recipe)
     if candidate.recipe.steps and not mine["changed"] and candidate.recipe.name != GRAPH_ONLY:
         return "the technique changed nothing in this model"
-    twins = [r for r in RECIPES if "structure" in (built := run.build(r)) and built["structure"] == mine["structure"]]
+    twins = [r for r in recipes(run.budget) if "structure" in (built := run.build(r)) and built["structure"] == mine["structure"]]
     if run.task is None or len(twins) < 2:
         return None
     drops = {}
