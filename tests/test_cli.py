@@ -19,7 +19,7 @@ import pytest
 from hasten import check, cli, doors, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
-from hasten.measure import energy, judge, machine
+from hasten.measure import judge, machine
 from hasten.measure.judge import Timing
 from hasten.measure.process import WorkerFailed
 from hasten.model import Model
@@ -81,12 +81,7 @@ def refuses(place, *arguments, says, code=2):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
-        monkeypatch.setattr(judge, name, getattr(judge, name))
-    monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
-    for name in ("ROUNDS", "SECONDS"):
-        monkeypatch.setattr(energy, name, getattr(energy, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -400,6 +395,8 @@ def optimize(*more):
 def test_optimize_ends_with_0_or_3_and_keeps_what_is_finished(place, speeds):
     nothing = optimize()
     assert nothing.code == 3
+    assert (place / "out" / "report.html").read_text().startswith("<!doctype html>")
+    assert "look at it: out/report.html" in nothing.out
     assert re.fullmatch(r"hasten: nothing better than the original [^\n]+\n", nothing.err)
     assert (place / "out" / "model.onnx").read_bytes() == (place / "out" / "original.onnx").read_bytes()
     refuses(place, "optimize", "model.onnx", "--data", "data.npz", "-o", "out", says=("holds a finished run", "--resume", "--force"))

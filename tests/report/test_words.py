@@ -69,7 +69,14 @@ def test_guarded_classes_are_named(tmp_path):
 def test_numbers():
     assert (seconds(1.5), seconds(0.00123), seconds(4.56e-5), seconds(5e-8), seconds(None)) == ("1.5 s", "1.23 ms", "45.6 µs", "50 ns", "–")
     assert (size(999), size(345_678), size(1.2e9), size(None)) == ("999 B", "346 KB", "1.2 GB", "–")
-    assert (times(2.345), times(None), metric(0.5), share(0.123, 1), change(-0.5)) == ("2.35 ×", "–", "0.5000", "12.3 %", "−0.5000")
+    assert (times(2.345), times(None), metric(0.5), share(0.123, 1), change(-0.5), change(-1e-9)) == (
+        "2.35 ×",
+        "–",
+        "0.5000",
+        "12.3 %",
+        "−0.5000",
+        "0.0000",
+    )
     assert interval({"low": -0.01, "high": 0.02}, 4, "+") == "[−0.0100, +0.0200]"
     assert interval(None) == interval({"low": None, "high": None}) == ""
     assert (time_unit(0.002), time_unit(1e-5), time_unit(1e-8)) == (("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))

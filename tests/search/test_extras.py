@@ -6,7 +6,7 @@ import pytest
 
 import hasten
 from hasten.errors import BadInput
-from hasten.measure import energy, judge
+from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.report.terminal import extra_lines, show_result
 from hasten.search import extras as gathering
@@ -20,14 +20,7 @@ from tests.search.quick import quicken
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Little measuring, and timings by plan: static int8 is twice as fast as the rest."""
-    for module, names in (
-        (judge, ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS")),
-        (energy, ("ROUNDS", "SECONDS")),
-        (searching, ("MORE_PAIRS",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
     def time_once(subject, feeds, percentile=50.0):
         seconds = 1e-3 / (2.0 if subject.path.stem == "int8-static" else 1.0)

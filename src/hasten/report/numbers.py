@@ -55,7 +55,10 @@ def metric(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """A difference of a metric, `−0.0011`."""
-    return "–" if value is None or math.isnan(value) else f"{value:+.4f}".replace("-", "−")
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+.4f}".replace("-", "−")
+    return "0.0000" if text[1:] == "0.0000" else text
 
 
 def share(value: float | None, digits: int = 0) -> str:

@@ -23,6 +23,9 @@ MARKS = {
 }
 """The shapes of pictures.GROUPS as SVG paths, for the legend and the table."""
 
+FIGURES = {"proven": "Kept: proven", "not shown": "Likely kept: not shown"}
+"""What stands large above the words on accuracy."""
+
 NODES = 12
 """Nodes of one reason that are named; of the others, how many there are."""
 
@@ -116,7 +119,12 @@ def _claims(result: Result) -> list[dict[str, Any]]:
     return [
         {"name": "Speed", "figure": words.capital(figures["speed"]), "lines": words.speed(result), "state": ""},
         {"name": "Size", "figure": words.capital(figures["size"]), "lines": [words.sizes(result)], "state": ""},
-        {"name": words.capital(words.name(result)), "figure": words.capital(state), "lines": words.accuracy(result), "state": state},
+        {
+            "name": words.capital(words.name(result)),
+            "figure": FIGURES.get(state, words.capital(state)),
+            "lines": words.accuracy(result),
+            "state": state,
+        },
         {"name": "Measured on", "figure": result.manifest["machine"]["cpu"], "lines": [f"{words.hardware(result)}."], "state": ""},
     ]
 
@@ -228,9 +236,9 @@ def _layers(found: dict[str, Any] | None, drawn: dict[str, pictures.Spec]) -> di
 def _layer_words(rows: list[dict[str, Any]], call: float, over: float) -> str:
     """How many layers take how much of a call, and the lighter ones that the picture leaves out."""
     total, rest = sum(r["seconds"] for r in rows), rows[pictures.HEAVIEST :]
-    text = (
-        f"{len(rows)} layers take {seconds(total)} of a call of {seconds(call)}; overhead {seconds(over) if over else 'none to be seen'}."
-    )
+    text = f"{len(rows)} layers take {seconds(total)} of a call of {seconds(call)}; overhead {seconds(over)}."
+    if not over:
+        text = f"{len(rows)} layers take {seconds(total)} while they are profiled; a call without the profiler takes {seconds(call)}."
     if rest:
         text += (
             f" Shown: the {pictures.HEAVIEST} heaviest; the {len(rest)} others together take {seconds(sum(r['seconds'] for r in rest))}."

@@ -235,7 +235,12 @@ def latency(found: dict[str, Any]) -> Spec:
     )
     x = alt.X("nines:Q", axis=axis, scale=alt.Scale(domain=[0, 2.02], nice=False))
     wide = max(r["time"] for r in rows) > WIDE * min(r["time"] for r in rows)
-    y = alt.Y("time:Q", title=f"time of a single call ({unit})", scale=alt.Scale(type="log") if wide else alt.Scale(zero=True, padding=18))
+    y = alt.Y(
+        "time:Q",
+        title=f"time of a single call ({unit})",
+        axis=alt.Axis(tickCount=5),
+        scale=alt.Scale(type="log") if wide else alt.Scale(zero=True, padding=18),
+    )
     domain = list(names.values())
     colour = alt.Color("side:N", scale=alt.Scale(domain=domain, range=[f"var(--{d})" for d in domain]), legend=None)
     dash = alt.StrokeDash("side:N", scale=alt.Scale(domain=domain, range=[[5, 4], [1, 0]]), legend=None)

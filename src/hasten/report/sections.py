@@ -8,7 +8,7 @@ from typing import Any
 
 from hasten.report import pictures
 from hasten.report.extras import joules
-from hasten.report.numbers import change, interval, metric, share, size, times
+from hasten.report.numbers import change, interval, metric, size, times
 from hasten.search.result import Result
 
 
@@ -120,11 +120,7 @@ def explanation(result: Result, found: Found) -> Section | None:
     title = "Does it look at the same things"
     if "failed" in given:
         return Section("explanation", title, [f"Not measured: {given['failed']}."])
-    note = (
-        f"Occlusion on {given['samples']} test samples, {given['regions']} regions each. Rank correlation {given['correlation']['estimate']:.3f} "
-        f"{interval(given['correlation'], 3)}, lowest of a sample {given['lowest']:.3f}; overlap of the most important tenth "
-        f"{share(given['overlap']['estimate'])}, by chance {share(given['chance'])}."
-    )
+    note = f"By occlusion of up to {given['regions']} regions of each sample; the lowest rank correlation of a sample is {given['lowest']:.3f}."
     return Section("explanation", title, [_sentence(given["words"])], note=note)
 
 
