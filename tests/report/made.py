@@ -125,6 +125,7 @@ def details() -> dict[str, Any]:
         "method": "estimated: CPU time × 6 W a core",
         "cpu_seconds": 0.0001,
         "watts_per_core": 6.0,
+        "ratio": interval(2.0, 1.8, 2.2),
     }
     return {
         "splits": {"calibrate": 100, "validate": 300, "test": 400},

@@ -123,7 +123,7 @@ def test_the_numbers_are_the_manifest_s(tmp_path):
     for said in ("slower than the baseline: × 0.50", "not among the finalists", "Test CPU 9000", "On 7 of 400 test samples (1.8 %)"):
         assert said in text, said
     for said in (
-        "4.2 mJ → 2.1 mJ",
+        "4.2 mJ → 2.1 mJ a call of 1, estimated: 2.00 × [1.80, 2.20] less.",
         "estimated",
         "0.137 → 0.051",
         "It held",

@@ -12,7 +12,7 @@ from hasten.task import Task
 KNOBS = (
     (judge, {"ROUNDS": 2, "ROUND_SECONDS": 0.002, "CALLS_SECONDS": 0.002, "PAIRS": 2}),
     (searching, {"MORE_PAIRS": 2}),
-    (energy, {"ROUNDS": 1, "SECONDS": 0.002}),
+    (energy, {"ROUNDS": 2, "SECONDS": 0.002}),
     (layers, {"SECONDS": 0.02}),
     (details, {"PROCESSES": 1, "CALLS_SECONDS": 0.002}),
 )

@@ -57,7 +57,7 @@ def test_details_are_stored_and_not_measured_again(digits_cnn, digits, tmp_path,
 
     found = result.manifest["details"]
     assert result.best.recipe == "int8 static"
-    assert found["splits"]["test"] == found["splits"]["test"] == result.best.test["samples"]
+    assert found["splits"]["test"] == result.best.test["samples"]
     assert found["rounds"] == 2
     assert [s["name"] for s in found["history"]][-1] == "quantize_static"
     assert any(layer["op"].startswith("QLinear") for layer in found["layers"]["after"]["layers"])

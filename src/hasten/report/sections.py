@@ -67,7 +67,7 @@ def robustness(result: Result, found: Found) -> Section | None:
     if not given:
         return None
     if "failed" in given:
-        return Section("robustness", "When the input is worse", [f"Not measured: {given['failed']}."])
+        return Section("robustness", "When the input is worse", [_failed(given)])
     by_name: dict[str, list[Found]] = {}
     for level in given["levels"]:
         by_name.setdefault(level["corruption"], []).append(level)
@@ -119,7 +119,7 @@ def explanation(result: Result, found: Found) -> Section | None:
         return None
     title = "Does it look at the same things"
     if "failed" in given:
-        return Section("explanation", title, [f"Not measured: {given['failed']}."])
+        return Section("explanation", title, [_failed(given)])
     note = f"By occlusion of up to {given['regions']} regions of each sample; the lowest rank correlation of a sample is {given['lowest']:.3f}."
     return Section("explanation", title, [_sentence(given["words"])], note=note)
 
@@ -130,12 +130,14 @@ def energy(result: Result, found: Found) -> Section | None:
     if not given:
         return None
     if "failed" in given:
-        return Section("energy", "Energy", [f"Not measured: {given['failed']}."])
+        return Section("energy", "Energy", [_failed(given)])
     before, after = given["original"], given["chosen"]
     line = f"{joules(after['joules'])} a call of {given['batch']}, {after['how']}."
-    if before != after and after["joules"]:
-        less = f"{times(before['joules'] / after['joules'])} less" if before["joules"] > after["joules"] else "not less"
-        line = f"{joules(before['joules'])} → {joules(after['joules'])} a call of {given['batch']}, {less} ({after['how']})."
+    if before != after:
+        line = f"{joules(before['joules'])} → {joules(after['joules'])} a call of {given['batch']}, {after['how']}"
+        ratio = after.get("ratio")
+        differs = ratio and not ratio["low"] <= 1 <= ratio["high"]
+        line += f": {times(ratio['estimate'])} {interval(ratio)} less." if differs else "; a difference is not shown."
     return Section("energy", "Energy", [line], note=_sentence(after["method"]))
 
 
@@ -159,6 +161,10 @@ def cost(result: Result, found: Found) -> Section | None:
     rows = [(p["name"], p.get("version") or "–", size(p["bytes"]), p["licence"] or "–") for p in given["packages"]]
     table = Table(("what it needs to run", "version", "size", "licence"), rows, numeric=False) if rows else None
     return Section("cost", "Cost", lines, table=table)
+
+
+def _failed(given: Found) -> str:
+    return f"Not measured: {given['failed'].removeprefix('not measured: ')}."
 
 
 def _sentence(text: str) -> str:
