@@ -30,6 +30,14 @@ def test_a_quick_start_loads_no_heavy_library(code):
     assert loaded_by(code) == set()
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_worker_loads_its_runtime_alone(runtime, digits_cnn):
+    """A search starts more than a hundred workers."""
+    opened = f"open_session({runtime!r}, Path({str(digits_cnn)!r}), Target(1))"
+    code = f"from hasten.measure.worker import *; {opened}"
+    assert loaded_by(code) == {runtime}
+
+
 def test_a_heavy_library_would_be_seen():
     assert loaded_by("import hasten; hasten.Model") == {"onnx_ir"}
 

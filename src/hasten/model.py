@@ -10,12 +10,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_ir
 import onnx_ir as ir
 
 from hasten.errors import BadInput
+from hasten.history import Skip as Skip
+from hasten.history import Step as Step
 
 OPSET = 21
 """The one opset inside the house; the doors lift every model to it."""
@@ -26,24 +27,6 @@ IR_VERSION = 10
 HISTORY_KEY = "hasten.history"
 EXTERNAL_ABOVE = 1_500_000_000
 """Weights above this many bytes go into `<name>.data` beside the file: protobuf ends at 2 GiB."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Skip:
-    """A node that a technique (or a runtime) left alone, and why, in one sentence."""
-
-    node: str
-    why: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One technique that ran: its name, its settings (plain JSON values), how many nodes it changed, what it left alone."""
-
-    name: str
-    settings: dict[str, Any]
-    changed: int
-    skipped: tuple[Skip, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +60,11 @@ class Model:
     @functools.cached_property
     def weight_bytes(self) -> int:
         return sum(v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None)
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether `to_bytes` can hold the weights; else they go into a file of their own beside the model (see `save`)."""
+        return self.weight_bytes <= EXTERNAL_ABOVE
 
     @functools.cached_property
     def digest(self) -> str:
@@ -123,7 +111,7 @@ class Model:
         target = Path(path)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
             written = Path(place) / target.name
-            if self.weight_bytes > EXTERNAL_ABOVE:
+            if not self.fits_in_memory:
                 ir.save(_with_history(self.ir.clone(), self.history), written, external_data=f"{target.name}.data")
                 os.replace(f"{written}.data", f"{target}.data")
             else:

@@ -6,12 +6,14 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.model import Model, Skip
+if TYPE_CHECKING:
+    from hasten.history import Skip
+    from hasten.model import Model
 
 Feeds = Mapping[str, NDArray[np.generic]]
 Outputs = dict[str, NDArray[np.generic]]

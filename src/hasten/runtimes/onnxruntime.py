@@ -7,13 +7,16 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hasten.errors import Unsupported
-from hasten.model import EXTERNAL_ABOVE, Model, Skip
+from hasten.history import Skip
 from hasten.runtimes import Feeds, Outputs, Profiled, Target
+
+if TYPE_CHECKING:
+    from hasten.model import Model
 
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 """Nodes whose time is that of the nodes inside them, which are counted themselves."""
@@ -34,10 +37,11 @@ class OnnxRuntime:
         return ()
 
     def compile(self, model: Model | Path, target: Target) -> OnnxRuntimeSession:
-        if isinstance(model, Model) and model.weight_bytes > EXTERNAL_ABOVE:
+        if isinstance(model, Path):
+            return OnnxRuntimeSession(str(model), target)
+        if not model.fits_in_memory:
             raise Unsupported("onnxruntime: weights above 1.5 GB can't be passed in memory; save the model and compile its path")
-        source = model.to_bytes() if isinstance(model, Model) else str(model)
-        return OnnxRuntimeSession(source, target)
+        return OnnxRuntimeSession(model.to_bytes(), target)
 
 
 class OnnxRuntimeSession:

@@ -6,12 +6,15 @@ import importlib.util
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.errors import Unsupported
-from hasten.model import EXTERNAL_ABOVE, OPSET, Model, Skip
+from hasten.history import Skip
 from hasten.runtimes import Feeds, Outputs, Profiled, Target
 from hasten.runtimes.onnxruntime import one_line
+
+if TYPE_CHECKING:
+    from hasten.model import Model
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 QUANTIZED_TYPES = ("INT16", "UINT16", "INT2", "UINT2")
@@ -40,7 +43,7 @@ class OpenVino:
         )
 
     def compile(self, model: Model | Path, target: Target) -> OpenVinoSession:
-        if isinstance(model, Model) and model.weight_bytes > EXTERNAL_ABOVE:
+        if not isinstance(model, Path) and not model.fits_in_memory:
             raise Unsupported("openvino: weights above 1.5 GB can't be passed in memory; save the model and compile its path")
         return OpenVinoSession(_readable(model), target)
 
@@ -116,16 +119,23 @@ def _fix_batch(model: Any, batch: int) -> int | None:
 
 def _readable(model: Model | Path) -> bytes | str:
     """What `read_model` takes. OpenVINO refuses local functions, so a model that has some is inlined first."""
+    if isinstance(model, Path):
+        import onnx
+
+        # A quick look at the header would not do: functions stand at the end of the file.
+        if not onnx.load(model, load_external_data=False).functions:
+            return str(model)
+    return _inlined(model)
+
+
+def _inlined(model: Model | Path) -> bytes:
+    """The file's bytes, local functions in place of their calls."""
     import onnx_ir as ir
     from onnx_ir.passes.common import InlinePass
 
-    if isinstance(model, Path):
-        # A quick look at the header would not do: functions stand at the end of the file.
-        loaded = ir.load(model)
-        if not loaded.functions:
-            return str(model)
-        model = Model(loaded)
-    edited = model.edit()
+    from hasten.model import OPSET, Model
+
+    edited = ir.load(model) if isinstance(model, Path) else model.edit()
     if edited.functions:
         InlinePass()(edited)
         edited.opset_imports[""] = OPSET
