@@ -19,8 +19,9 @@ import pytest
 from hasten import check, cli, doors, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
-from hasten.measure import energy, judge, machine
+from hasten.measure import judge, machine
 from hasten.measure.judge import Timing
+from hasten.measure.process import WorkerFailed
 from hasten.model import Model
 from hasten.plan import Plan
 from hasten.search import optimize as searching
@@ -80,12 +81,7 @@ def refuses(place, *arguments, says, code=2):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
-        monkeypatch.setattr(judge, name, getattr(judge, name))
-    monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
-    for name in ("ROUNDS", "SECONDS"):
-        monkeypatch.setattr(energy, name, getattr(energy, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -317,6 +313,12 @@ BAD_OPTIONS = [
     (OPTIMIZE, "--time-limit=soon", ("'soon' is not a time", "expected a number and a unit")),
     (OPTIMIZE, "--time-limit=0s", ("time_limit is 0.0", "expected more than 0")),
     (OPTIMIZE, "--max-size=4", ("'4' is not a size", "expected a number and a unit")),
+    (OPTIMIZE, "--for=fridge", ("there is no profile 'fridge'", "use one of realtime, server, mobile")),
+    (OPTIMIZE, "--guard=recall:9", ("--guard recall:9: the test data has no class 9", "it has 1, 2, 3")),
+    (OPTIMIZE, "--guard=beauty", ("the guard 'beauty' is not understood", "expected recall:CLASS")),
+    (OPTIMIZE, "--guard-drop=2", ("guard_drop is 2.0", "expected a share of at least 0")),
+    (OPTIMIZE, "--recipes=magic", ("there is no recipe 'magic'", "use some of original, graph")),
+    (("optimize", "model.onnx", "-o", "out"), "--for=medical", ("a guard on recall needs labels", "--guard none")),
     (OPTIMIZE, "--runtimes=tpu", ("no runtime 'tpu'", "use some of onnxruntime")),
     (EVALUATE, "--runtime=tpu", ("no runtime 'tpu'", "use one of onnxruntime")),
     (EVALUATE, "--output=z", ("no output 'z'", "it has y")),
@@ -393,6 +395,8 @@ def optimize(*more):
 def test_optimize_ends_with_0_or_3_and_keeps_what_is_finished(place, speeds):
     nothing = optimize()
     assert nothing.code == 3
+    assert (place / "out" / "report.html").read_text().startswith("<!doctype html>")
+    assert "look at it: out/report.html" in nothing.out
     assert re.fullmatch(r"hasten: nothing better than the original [^\n]+\n", nothing.err)
     assert (place / "out" / "model.onnx").read_bytes() == (place / "out" / "original.onnx").read_bytes()
     refuses(place, "optimize", "model.onnx", "--data", "data.npz", "-o", "out", says=("holds a finished run", "--resume", "--force"))
@@ -403,6 +407,48 @@ def test_optimize_ends_with_0_or_3_and_keeps_what_is_finished(place, speeds):
     assert (better.code, better.err) == (0, "")
     assert parsed(better.out)["chosen"].startswith("int8 static")
     assert files(place / "temporary") == {}
+
+
+def test_a_profile_is_printed_and_what_is_given_overrides_it(place, speeds):
+    plain = optimize("--for", "realtime")
+    assert "for realtime (one sample at a time, and the slow calls count): objective latency, percentile 99, batch 1" in plain.out
+    given = optimize("--force", "--for", "realtime", "--percentile", "95", "--json")
+    budget = parsed(given.out)["budget"]
+    assert (budget["purpose"], budget["percentile"], budget["batch"], budget["max_drop"]) == ("realtime", 95.0, 1, 0.9)
+    medical = optimize("--force", "--for", "medical", "--no-strict", "--guard", "recall:1", "--json")
+    budget = parsed(medical.out)["budget"]
+    assert (budget["strict"], budget["guards"]) == (False, [{"label": 1}])
+
+
+def test_a_deadline_at_the_tail_ranks_by_the_tail(place, monkeypatch):
+    """A candidate that is twice as fast in the middle and slower at p99 is not returned for real time."""
+
+    def time_once(subject, feeds, percentile=50.0):
+        seconds, tail = (5e-4, 5e-3) if subject.path.stem == "int8-dynamic" else (1e-3, 1e-3)
+        return Timing(seconds, {"50": seconds, "95": tail, "99": tail}, 0.1, 1 << 20)
+
+    monkeypatch.setattr(judge, "time_once", time_once)
+    mlp_model(inputs=FEATURES, outputs=CLASSES, hidden=1024).save("model.onnx")
+    only = ("--recipes", "int8 dynamic", "--threads", "1", "--metric", "nll", "--max-drop", "100")
+    assert optimize(*only).code == 0
+    late = optimize("--force", "--for", "realtime", *only)
+    assert late.code == 3
+    assert "slower than original · onnxruntime · 1T at p99: × 0.200" in late.err
+
+
+def test_recipes_restrict_what_is_tried_and_the_advice_is_judged(place, speeds):
+    mlp_model(inputs=FEATURES, outputs=CLASSES, hidden=1024).save("model.onnx")
+    speeds["int8-dynamic"] = itertools.repeat(1e-4)
+    found = optimize("--recipes", "int8 dynamic,graph", "--metric", "nll", "--max-drop", "100")
+    assert found.code == 0
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    assert {c["recipe"] for c in manifest["candidates"]} == {"original", "int8 dynamic", "graph"}
+    advice = manifest["details"]["advice"]
+    assert isinstance(advice["held"], bool) and advice["lines"][0]["candidate"].startswith("int8 dynamic") and advice["why"]
+    assert f"advice {'held' if advice['held'] else 'did not hold'}: " in found.out
+    kept = [json.loads(line) for line in (place / "out" / "records.jsonl").read_text().splitlines()]
+    kinds = [r["kind"] for r in kept]
+    assert kinds.index("advice") < kinds.index("duel")  # written down before anything was compared
 
 
 def test_an_original_that_does_not_run_leaves_nothing(place, monkeypatch):
@@ -537,16 +583,37 @@ def parsed(text: str):
     return json.loads(text, parse_constant=refuse)
 
 
-def test_json_of_inspect_and_evaluate(place):
+def test_json_of_inspect_and_evaluate(place, speeds):
     found = parsed(hasten("inspect", "model.onnx", "--json").out)
     assert (found["macs"], found["inputs"], found["operators"]) == (
         128 * 8 + 128 * 4,
         [{"name": "x", "dtype": "float32", "shape": ["N", 8]}],
         {"Gemm": 2, "Relu": 1},
     )
+    assert (found["timing"]["seconds"], found["missing"]) == (1e-3, [])
+    assert found["advice"][0]["command"].startswith("hasten optimize model.onnx ")
+    looked = parsed(hasten("inspect", "model.onnx", "--no-timing", "--json").out)
+    assert (looked["macs"], looked["digest"], looked["timing"], looked["advice"]) == (found["macs"], found["digest"], None, [])
+    shown = hasten("inspect", "model.onnx", "-q")
+    assert (shown.code, shown.err) == (0, "")
+    for text in ("latency: 1 ms a call", "bound by ", "try first: hasten optimize model.onnx", "expected × "):
+        assert text in shown.out
     found = parsed(hasten("evaluate", "model.onnx", "--data", "data.npz", "--json").out)
     assert (found["metric"], found["value"], found["samples"]) == ("accuracy", 1.0, 144)
     assert 0.9 < found["interval"]["low"] < 1
+
+
+def test_doctor_gives_json_and_ends_with_6_where_its_test_fails(place, speeds, monkeypatch):
+    from hasten import doctor
+
+    monkeypatch.setattr(doctor, "RUNTIMES", ("onnxruntime",))
+    well = hasten("doctor", "--json")
+    assert (well.code, well.err) == (0, "")
+    assert parsed(well.out)["failed"] == []
+    monkeypatch.setattr(judge, "predict", fails(WorkerFailed("crashed")))
+    ill = hasten("doctor", "--json")
+    assert (ill.code, ill.err) == (6, "hasten: the self-test failed: onnxruntime: crashed\n")
+    assert parsed(ill.out)["failed"] == ["onnxruntime: crashed"]
 
 
 def test_json_of_benchmark_and_compare(place, speeds):
@@ -558,6 +625,32 @@ def test_json_of_benchmark_and_compare(place, speeds):
     found = parsed(hasten("compare", "model.onnx", "other.onnx", "--data", "data.npz", "--max-drop", "0.1", "--json").out)
     assert (found["before"], found["accuracy_gate"], found["speed_gate"]) == (1.0, "broken", None)
     assert found["speed"]["standings"][1]["ratio"]["estimate"] == pytest.approx(2)
+
+
+def test_the_price_of_a_million_predictions(place, speeds):
+    speeds[MLP.digest[:16]] = itertools.repeat(1e-3)
+    command = ("benchmark", "model.onnx", "--rounds", "2", "--price-per-hour", "3.6")
+    found = parsed(hasten(*command, "--json").out)
+    assert (found["standings"][0]["price_per_million"], found["price_per_hour"]) == (pytest.approx(1.0), 3.6)
+    shown = hasten(*command).out
+    assert "a million" in shown and "at 3.6 an hour, computed: seconds a call / batch" in shown
+
+
+def test_compare_under_corruption_and_with_attributions(place):
+    mlp_model(1).save("other.onnx")
+    command = ("compare", "model.onnx", "other.onnx", "--data", "data.npz", "--skip-speed", "--robust", "--explain")
+    found = parsed(hasten(*command, "--robust-samples", "60", "--explain-samples", "6", "--json").out)
+    assert (found["robustness"]["samples"], found["robustness"]["available"], len(found["robustness"]["levels"])) == (60, 144, 15)
+    assert (found["explanation"]["samples"], found["explanation"]["regions"]) == (6, FEATURES)
+    assert found["calibration"]["after"] > found["calibration"]["before"]
+    shown = " ".join(hasten(*command).out.split())
+    assert f"144 of 144 test samples, seed 0; without corruption 1.000 → {found['after']:.3f}" in shown
+    for text in (
+        "gaussian noise 0.05, 0.1, 0.2, 0.35, 0.5 σ ",
+        "calibration error (ECE, 15 bins",
+        "explanation: attributions agree",
+    ):
+        assert text in shown
 
 
 def test_json_of_a_model_that_cannot_be_timed(place, monkeypatch):

@@ -49,6 +49,7 @@ NOT_RUN = {
     "make setup-core": "it installs",
     "make bench": "half an hour",
     "pip install 'hasten[all]'": "it installs",
+    "pip install '.[all]'": "it installs",
 }
 """What can't be run in a test, and why."""
 

@@ -58,7 +58,7 @@ def test_a_row_says_how_it_ended(given, says):
 
 def test_models_without_labels_are_named():
     made = results.table([report("mnist_mlp"), report(judged="agreement with the float model")], results.WORDS["README.md"])
-    assert "For minilm the last column but one is agreement with the original." in made
+    assert "For minilm the last column but one is the cosine with the original's output." in made
 
 
 def test_only_what_stands_between_the_markers_changes():

@@ -26,7 +26,7 @@ WORDS = {
     "README.md": {
         "header": ("model", "hasten's choice", "time: hasten / ORT fp32", "time: hasten / fastest peer in budget", "{} before → after", ""),
         "accuracy": "accuracy",
-        "agreement": "agreement with the original",
+        "agreement": "the cosine with the original's output",
         "faster": "faster than all",
         "even": "as fast as the fastest",
         "lost": "**hasten lost**",
@@ -38,7 +38,7 @@ WORDS = {
     "README.zh-CN.md": {
         "header": ("模型", "hasten 的选择", "时间：hasten / ORT fp32", "时间：hasten / 预算内最快的同类工具", "{} 前 → 后", ""),
         "accuracy": "准确率",
-        "agreement": "与原模型的一致率",
+        "agreement": "与原模型输出的余弦",
         "faster": "比所有对手都快",
         "even": "与最快者相同",
         "lost": "**hasten 输了**",

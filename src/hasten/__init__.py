@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from hasten.model import Model
     from hasten.plan import Plan
     from hasten.search.budget import Budget
+    from hasten.search.extras import Extras
     from hasten.search.optimize import optimize
     from hasten.search.result import Result
     from hasten.task import Metric, Task
 
-__all__ = ["Budget", "Metric", "Model", "Plan", "Result", "Task", "__version__", "load", "optimize"]
+__all__ = ["Budget", "Extras", "Metric", "Model", "Plan", "Result", "Task", "__version__", "load", "optimize"]
 
 _WHERE = {
     "Budget": "hasten.search.budget",
+    "Extras": "hasten.search.extras",
     "Metric": "hasten.task",
     "Model": "hasten.model",
     "Plan": "hasten.plan",

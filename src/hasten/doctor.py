@@ -46,8 +46,8 @@ EXTRAS: tuple[tuple[str, str, str, str], ...] = (
     (
         "torch",
         "torch",
-        "the PyTorch door",
-        "pip install torch --index-url https://download.pytorch.org/whl/cpu && pip install 'hasten[torch]'",
+        "the PyTorch door (install the CPU build first: a bare torch may bring several GB of CUDA)",
+        "pip install 'hasten[torch]'",
     ),
     ("keras", "keras", "the Keras door", "pip install 'hasten[keras]'"),
 )
@@ -73,7 +73,7 @@ class Package:
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class Finding:
     """One part of the self-test: whether it passed, None where it can't fail, and what was seen."""
 
     name: str
@@ -93,7 +93,7 @@ class Diagnosis:
     compiler: str | None
     cache: str
     peaks_measured: bool
-    tests: tuple[Test, ...]
+    tests: tuple[Finding, ...]
     noise: float | None
 
     @property
@@ -138,27 +138,27 @@ def _cache_state() -> str:
     )
 
 
-def self_test() -> tuple[tuple[Test, ...], float | None]:
+def self_test() -> tuple[tuple[Finding, ...], float | None]:
     """Quantize a CNN on real digits, run it in each runtime that is installed, compare, and time one thing twice.
 
     The tests, and the noise: by how much two processes of the same thing differ, as a share. What fails is an answer, not an error.
     """
-    tests: list[Test] = []
+    tests: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="hasten-") as private:
         place = Path(private)
         try:
             model, task = _digits()
             _quantized(model, task, place)
         except HastenError as e:
-            return (Test("quantize", False, str(e)),), None
-        tests.append(Test("quantize", True, "a CNN on handwritten digits, to int8, calibrated on real samples"))
+            return (Finding("quantize", False, str(e)),), None
+        tests.append(Finding("quantize", True, "a CNN on handwritten digits, to int8, calibrated on real samples"))
         expected: Any = None
         for number, runtime in enumerate(r for r in RUNTIMES if importlib.util.find_spec(r) is not None):
             voice().step("self-test", number, len(RUNTIMES) + 1)
             try:
                 found = {kind: _predict(runtime, place / f"{kind}.onnx", task) for kind in ("float", "int8")}
             except (WorkerFailed, HastenError) as e:
-                tests.append(Test(runtime, False, str(e)))
+                tests.append(Finding(runtime, False, str(e)))
                 continue
             expected = found["float"] if expected is None else expected
             tests.append(_compared(runtime, expected, found))
@@ -201,28 +201,28 @@ def _predict(runtime: str, path: Path, task: Any) -> Any:
     return judge.predict(Subject(runtime, path, Target(cores())), task.test, task.output, 1)
 
 
-def _compared(runtime: str, expected: Any, found: dict[str, Any]) -> Test:
+def _compared(runtime: str, expected: Any, found: dict[str, Any]) -> Finding:
     """Float within the rounding of another order of sums, int8 of the same opinion."""
     from hasten.check import FLOAT32
 
     error = float(np.abs(found["float"] - expected).max() / np.abs(expected).max())
     agreement = float(np.mean(found["int8"].argmax(1) == expected.argmax(1)))
     passed = bool(np.isfinite(found["int8"]).all()) and error <= FLOAT32.relative and agreement >= AGREE
-    return Test(
+    return Finding(
         runtime, passed, f"float differs by {error:.1e} of its scale ({FLOAT32.relative:g} allowed), int8 agrees on {agreement:.0%}"
     )
 
 
-def _noise(path: Path, task: Any, tests: list[Test]) -> float | None:
+def _noise(path: Path, task: Any, tests: list[Finding]) -> float | None:
     """One A/A pair: the same model timed in two fresh processes."""
     feeds = judge.timing_feeds(task.test, 1, {})
     pair = [judge.time_once(Subject("onnxruntime", path, Target(cores())), feeds) for _ in range(2)]
     failed = [t.reason for t in pair if isinstance(t, Failure)]
     if failed:
-        tests.append(Test("timing", False, failed[0]))
+        tests.append(Finding("timing", False, failed[0]))
         return None
     one, other = (t.seconds for t in pair if not isinstance(t, Failure))
     noise = max(one, other) / min(one, other) - 1
     middle = geometric_mean((one, other))
-    tests.append(Test("timing", None, f"two processes of the same model differ by {noise:.1%} ({middle * 1e6:.0f} µs a call)"))
+    tests.append(Finding("timing", None, f"two processes of the same model differ by {noise:.1%} ({middle * 1e6:.0f} µs a call)"))
     return noise

@@ -99,7 +99,10 @@ def _infer(edited: ir.Model) -> None:
         del graph.inputs[inputs:]
         for value in large:
             graph.register_initializer(value)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return  # onnx can't infer this graph, or it is above 2 GB: the shapes stay unknown and are counted as such
     found = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")}
     for node in graph:
         for output in node.outputs:

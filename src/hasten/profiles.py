@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hasten.errors import BadInput
+from hasten.measure.machine import cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,15 @@ def apply(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """The budget's fields: what was given, and of the rest what the profile sets. Raises BadInput for a name that is none."""
     if name is None:
         return dict(given)
-    return {**profile(name).settings, **given, "purpose": name}
+    return {**settings(name), **given, "purpose": name}
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What the profile sets; never more threads than this process may use."""
+    values = dict(profile(name).settings)
+    if "threads" in values:
+        values["threads"] = min(values["threads"], cores())
+    return values
 
 
 def spelled(name: str, given: Mapping[str, Any]) -> list[str]:
@@ -79,7 +88,7 @@ def spelled(name: str, given: Mapping[str, Any]) -> list[str]:
     used = profile(name)
     parts = [
         f"{field} {_value(given[field])} (given; the profile says {_value(value)})" if field in given else f"{field} {_value(value)}"
-        for field, value in used.settings.items()
+        for field, value in settings(name).items()
     ]
     return [f"for {name} ({used.about}): {', '.join(parts)}", *([used.note] if used.note else [])]
 

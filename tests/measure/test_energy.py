@@ -78,25 +78,40 @@ def subject(mlp, tmp_path, monkeypatch):
 FEEDS = {"x": np.zeros((1, 8), np.float32)}
 
 
+def answers(monkeypatch, subject, **values):
+    """What workers answer, in turn: of the rounds' first subject and of the other."""
+    turns = {key: iter(v) for key, v in values.items()}
+    monkeypatch.setattr(
+        Worker, "energy", lambda *a: {"calls": 100, "seconds": 1.0, "joules": None} | {k: next(v) for k, v in turns.items()}
+    )
+    return {"original": subject, "chosen": subject}
+
+
 def test_an_estimate_is_the_cpu_time_by_the_watts_and_says_so(subject, monkeypatch):
     monkeypatch.setattr(rapl, "zones", list)
-    answers = iter([(100, 0.5), (100, 0.7)])
-    monkeypatch.setattr(
-        Worker, "energy", lambda *a: dict(zip(("calls", "cpu_seconds", "joules"), (*next(answers), None), strict=True)) | {"seconds": 1.0}
-    )
-    found = energy(subject, FEEDS, watts_per_core=10)
-    assert (found.how, found.watts_per_core) == (ESTIMATED, 10)
-    assert found.cpu_seconds == pytest.approx(0.006)
-    assert found.joules == pytest.approx(0.06)
-    assert found.method.startswith("estimated: CPU time of a call") and "10 W a core" in found.method
+    # The order alternates: original, chosen, chosen, original.
+    both = answers(monkeypatch, subject, cpu_seconds=[0.5, 0.25, 0.35, 0.7])
+    found = energy(both, FEEDS, watts_per_core=10)
+    assert [(e.how, e.watts_per_core) for e in found.values()] == [(ESTIMATED, 10)] * 2
+    assert [e.cpu_seconds for e in found.values()] == pytest.approx([0.006, 0.003])
+    assert [e.joules for e in found.values()] == pytest.approx([0.06, 0.03])
+    assert found["original"].ratio is None
+    assert found["chosen"].ratio.estimate == pytest.approx(2)
+    assert found["chosen"].method.startswith("estimated: CPU time of a call") and "10 W a core" in found["chosen"].method
 
 
 def test_where_the_counters_can_be_read_it_is_measured(subject, monkeypatch):
     monkeypatch.setattr(rapl, "zones", lambda: ["a counter"])
-    monkeypatch.setattr(Worker, "energy", lambda *a: {"calls": 50, "cpu_seconds": 0.5, "joules": 2.0, "seconds": 1.0})
-    found = energy(subject, FEEDS)
-    assert (found.how, found.watts_per_core, found.joules) == (MEASURED, None, pytest.approx(0.04))
+    both = answers(monkeypatch, subject, cpu_seconds=[1.0] * 4, joules=[4.0, 2.0, 2.0, 4.0])
+    found = energy(both, FEEDS)["chosen"]
+    assert (found.how, found.watts_per_core, found.joules) == (MEASURED, None, pytest.approx(0.02))
     assert found.method.startswith("measured: RAPL counters")
+
+
+def test_a_counter_that_did_not_move_gives_no_ratio(subject, monkeypatch):
+    monkeypatch.setattr(rapl, "zones", lambda: ["a counter"])
+    both = answers(monkeypatch, subject, cpu_seconds=[1.0] * 4, joules=[4.0, 0.0, 2.0, 4.0])
+    assert energy(both, FEEDS)["chosen"].ratio is None
 
 
 def test_a_real_worker_answers(subject):
@@ -105,10 +120,10 @@ def test_a_real_worker_answers(subject):
     assert found["calls"] > 1
     assert found["cpu_seconds"] > 0
     assert found["joules"] is None or found["joules"] >= 0
-    assert energy(subject, FEEDS).joules > 0
+    assert energy({"one": subject}, FEEDS)["one"].joules > 0
 
 
 @pytest.mark.parametrize("watts", [0, -1, float("nan")])
 def test_watts_that_make_no_sense(subject, watts):
     with pytest.raises(BadInput, match=r"--watts-per-core is .*expected a number above 0"):
-        energy(subject, FEEDS, watts)
+        energy({"one": subject}, FEEDS, watts)

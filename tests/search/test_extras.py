@@ -6,7 +6,7 @@ import pytest
 
 import hasten
 from hasten.errors import BadInput
-from hasten.measure import energy, judge
+from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.report.terminal import extra_lines, show_result
 from hasten.search import extras as gathering
@@ -20,14 +20,7 @@ from tests.search.quick import quicken
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Little measuring, and timings by plan: static int8 is twice as fast as the rest."""
-    for module, names in (
-        (judge, ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS")),
-        (energy, ("ROUNDS", "SECONDS")),
-        (searching, ("MORE_PAIRS",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
     def time_once(subject, feeds, percentile=50.0):
         seconds = 1e-3 / (2.0 if subject.path.stem == "int8-static" else 1.0)
@@ -56,7 +49,7 @@ def test_everything_asked_for_is_stored_shown_and_not_measured_again(digits_cnn,
     result = optimize(digits_cnn, digits, tmp_path / "out", ALL)
     assert (tmp_path / "out" / "records.jsonl").read_text() == kept
     kinds = [json.loads(line)["kind"] for line in kept.splitlines()]
-    assert [kinds.count(k) for k in ("robustness", "calibration", "explanation", "energy")] == [1, 1, 1, 2]
+    assert [kinds.count(k) for k in ("robustness", "calibration", "explanation", "energy")] == [1, 1, 1, 1]
 
     details = result.manifest["details"]
     assert result.best.recipe == "int8 static"
@@ -97,6 +90,11 @@ def test_without_being_asked_for_there_are_cost_without_price_and_energy_alone(d
     assert not result.manifest["details"].keys() & {"robustness", "calibration", "explanation"}
     assert result.manifest["details"]["cost"]["price_per_million"] is None
     assert "million" not in extra_lines(result)[0]
+    lines = []
+    optimize(digits_cnn, digits, tmp_path / "out", ALL, resume=True, say=lines.append)
+    assert [line for line in lines if "not asked for" in line] == [
+        f"{name} was not asked for when this run was made; --force measures afresh" for name in ("robustness", "explanation")
+    ]
 
 
 def test_the_original_is_not_compared_with_itself(digits_cnn, digits, tmp_path, monkeypatch):

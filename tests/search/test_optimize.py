@@ -14,11 +14,10 @@ from hasten import plan
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, ClaimFailed
 from hasten.folder import FINISHED, Folder
-from hasten.measure import energy, judge
+from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.measure.record import Records
 from hasten.measure.verify import verify
-from hasten.search import optimize as searching
 from hasten.search.budget import Budget, parse_quantity
 from hasten.task import Task
 from tests.conftest import mlp_model
@@ -29,12 +28,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
-        monkeypatch.setattr(judge, name, getattr(judge, name))
-    monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
-    for name in ("ROUNDS", "SECONDS"):
-        monkeypatch.setattr(energy, name, getattr(energy, name))
-    quicken()
+    quicken(monkeypatch.setattr)
 
 
 @pytest.fixture

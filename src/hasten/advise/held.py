@@ -23,10 +23,20 @@ CLOSE = 1.10
 """The advice held where its candidate won, or took at most so many times the winner's time."""
 
 
+TIME_ALONE = ("not among", "not judged", "not shown", "slower")
+"""How reasons begin that are about time; any other, such as a broken budget, says that a candidate could not be returned at all."""
+
+
 def predict(run: Run, baseline: Timing) -> None:
     """Write the advice to the records before any candidate is tried: from the model, the machine's peaks and the baseline's time alone."""
 
     def compute() -> dict[str, Any]:
+        try:
+            return lines_for()
+        except Exception as e:  # noqa: BLE001 - advice is a remark by the way: whatever is wrong with it must not end a search
+            return {"lines": [], "missing": f"the model could not be looked at: {type(e).__name__}: {' '.join(str(e).split())[:200]}"}
+
+    def lines_for() -> dict[str, Any]:
         known = peaks()
         if isinstance(known, Failure):
             return {"lines": [], "missing": f"the machine's peaks could not be measured: {known.reason}"}
@@ -69,7 +79,7 @@ def judge_advice(first: Line, tried: Sequence[Outcome], chosen: Outcome, baselin
     factor = _speed(chosen, outcome) / _speed(outcome, chosen)
     if factor > CLOSE:
         return False, f"{first.candidate} was advised and takes {factor:.2f} × the time of {winner}"
-    if outcome.reason and outcome.ratio is None and not outcome.reason.startswith("not "):
+    if outcome.reason and not outcome.reason.startswith((*TIME_ALONE, winner)):
         return False, f"{first.candidate} was advised and lost: {outcome.reason}"
     return True, f"{first.candidate} was advised and takes {factor:.2f} × the time of {winner}, which was chosen"
 

@@ -20,6 +20,9 @@ FLOAT, HINT = "float32", "bfloat16"
 MOSTLY = 0.5
 """A kind of operator is what the model is about where it does this share of the multiply-accumulates."""
 
+WORTH = 4096
+"""Weights below which `quantize_dynamic` leaves a product alone: quantizing its input costs more than it saves."""
+
 LINES = 4
 """Lines of advice, at most."""
 
@@ -101,7 +104,7 @@ RULES = (
         single=True,
     ),
     Rule(
-        "tiny perceptron", lambda t: _float(t) and _tiny(t) and _products_only(t),
+        "tiny perceptron", lambda t: _float(t) and _tiny(t) and _products_only(t) and t.parameters > WORTH,
         "int8 dynamic", "onnxruntime", FLOAT, (1.0, 1.5),
         "a product of one row reads every weight once, and 8-bit weights are a quarter of the bytes; so short a call is over before a second "
         "thread has woken, and OpenVINO's call alone takes {openvino_call}",

@@ -33,6 +33,7 @@ VERBS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     (DO, "run", do.run_plan),
     (DO, "convert", do.convert),
     (LOOK, "inspect", look.inspect_model),
+    (LOOK, "report", look.report),
     (LOOK, "doctor", look.doctor),
     (JUDGE, "evaluate", judge.evaluate),
     (JUDGE, "benchmark", judge.benchmark),

@@ -95,8 +95,9 @@ def optimize(
     explain_samples: ExplainSamplesOpt = None,
     price_per_hour: PriceOpt = None,
     watts_per_core: Annotated[
-        float, typer.Option("--watts-per-core", help="For the estimate of energy where the processor's counters can't be read.")
-    ] = 6.0,
+        float | None,
+        typer.Option("--watts-per-core", help="For the estimate of energy where the processor's counters can't be read; 6 by default."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="A finished folder: show its result again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start afresh in an existing folder of hasten's.")] = False,
     quiet: QuietOpt = False,
@@ -111,10 +112,13 @@ def optimize(
     [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch --for realtime[/]
     """
     from hasten import doors
+    from hasten.measure.energy import WATTS_PER_CORE
+    from hasten.report.make import write as write_report
     from hasten.search.budget import parse_quantity
     from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
 
+    watts = WATTS_PER_CORE if watts_per_core is None else watts_per_core
     samples_alone(robust, robust_samples, explain, explain_samples)
     options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
     budget = {
@@ -145,16 +149,18 @@ def optimize(
             keep_dynamic=keep_dynamic,
             resume=resume,
             force=force,
-            wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts_per_core),
+            wanted=Extras(robust, robust_samples, explain, explain_samples, price_per_hour, watts),
             purpose=purpose,
             **_given(context, budget),
         )
+    page = write_report(result.folder)
     if as_json:
         print_json(result.manifest)
     else:
         from hasten.report.terminal import show_result
 
         show_result(result, table=not quiet)
+        print_line(f"look at it: {page}")
     if not result.better:
         raise NothingBetter(result.reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -169,13 +169,13 @@ def compare(
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
         task = options.task().bind(sides[0].model)
-        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds)
+        extras: dict[str, Any] = {}
         if explain:
-            agreement = comparing.attributions(sides[0], sides[1], task, explain_samples or EXPLAIN_SAMPLES, seed)
-            found = dataclasses.replace(found, explanation=agreement)
+            extras["explanation"] = comparing.attributions(sides[0], sides[1], task, explain_samples or EXPLAIN_SAMPLES, seed)
         if robust:
-            robustness, calibration = comparing.under_corruption(sides[0], sides[1], task, robust_samples, seed)
-            found = dataclasses.replace(found, robustness=robustness, calibration=calibration)
+            extras["robustness"], extras["calibration"] = comparing.under_corruption(sides[0], sides[1], task, robust_samples, seed)
+        found = comparing.compare(sides[0], sides[1], task, max_drop, max_slowdown, not skip_speed, rounds)
+        found = dataclasses.replace(found, **extras)
     if as_json:
         print_json(found.to_json())
     else:

@@ -39,20 +39,20 @@ def load(
     example_inputs: Any = None,
     shapes: Mapping[str, int] | None = None,
     workdir: Path | None = None,
-    verify: bool = True,
+    check: bool = True,
 ) -> Loaded:
     """Open a model through the door that fits it.
 
     source: a path (`.onnx`, also `.xz` or `.gz`; `.keras`, `.h5`; `.pt2`; `file.py:function`), a ModelProto, Model, nn.Module,
     ExportedProgram or keras.Model. example_inputs: what an nn.Module is exported with (see `parse_example_input` for text).
     shapes: sizes for dynamic axes by name. workdir: a private folder for the origin's file, a temporary one by default.
-    verify: run an ONNX model of an older opset before and after it is lifted; False where nothing may be run.
+    check: False where an ONNX model is only looked at: then nothing is run (a lifted one beside the file's), and no shape is inferred.
 
     Raises BadInput for what can't be read, Unsupported (naming node and operator) for what can't be carried.
     """
     place = workdir if workdir is not None else _temporary()
     if isinstance(source, (str, Path)):
-        return _load_path(str(source), example_inputs, shapes, place, verify)
+        return _load_path(str(source), example_inputs, shapes, place, check)
     if isinstance(source, Model):
         if not shapes:
             return Loaded(source)
@@ -79,7 +79,7 @@ def _temporary() -> Path:
     return place
 
 
-def _load_path(text: str, example_inputs: Any, shapes: Mapping[str, int] | None, place: Path, verify: bool) -> Loaded:
+def _load_path(text: str, example_inputs: Any, shapes: Mapping[str, int] | None, place: Path, check: bool) -> Loaded:
     if pyfile.is_reference(text):
         made = pyfile.load_object(text)
         return load(
@@ -87,7 +87,7 @@ def _load_path(text: str, example_inputs: Any, shapes: Mapping[str, int] | None,
             example_inputs=example_inputs,
             shapes=shapes,
             workdir=place,
-            verify=verify,
+            check=check,
         )
     path = Path(text)
     if path.suffix in (".keras", ".h5"):
@@ -102,7 +102,7 @@ def _load_path(text: str, example_inputs: Any, shapes: Mapping[str, int] | None,
         raise BadInput(f"{text}: a checkpoint has weights and no graph; give `file.py:function` that builds the module and loads them")
     from hasten.doors.onnx import load_onnx
 
-    return Loaded(load_onnx(path, shapes, verify))
+    return Loaded(load_onnx(path, shapes, check))
 
 
 def _from_proto(proto: Any, shapes: Mapping[str, int] | None) -> Model:

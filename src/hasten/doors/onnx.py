@@ -25,8 +25,8 @@ UNPACKED_LIMIT = 8 << 30
 """A compressed file may unpack to this many bytes at most."""
 
 
-def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = None, verify: bool = True) -> Model:
-    """Read an ONNX file (`.onnx`, or compressed `.onnx.xz` / `.onnx.gz`). `verify`: run a lifted model beside the one in the file.
+def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = None, check: bool = True) -> Model:
+    """Read an ONNX file (`.onnx`, or compressed `.onnx.xz` / `.onnx.gz`). `check`: see `doors.load`.
 
     Raises BadInput for a file that is missing, empty, cut off, not ONNX or has NaN weights; Unsupported, naming node and operator,
     for what hasten can't carry.
@@ -43,10 +43,10 @@ def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = N
         proto.ParseFromString(_unpacked(file))
     except (DecodeError, ValueError) as e:
         raise BadInput(f"{file} can't be read as ONNX ({e}): it is cut off or another format; export or copy it again") from e
-    return from_proto(proto, file.parent, shapes, verify)
+    return from_proto(proto, file.parent, shapes, check)
 
 
-def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping[str, int] | None = None, verify: bool = True) -> Model:
+def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping[str, int] | None = None, check: bool = True) -> Model:
     """A Model from a ModelProto, which is left as it is. `base` is the folder that external data lies in; errors as `load_onnx`."""
     _refuse_nonsense(proto)
     _refuse_unknown_operators(proto)
@@ -60,13 +60,14 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     version = model.opset_imports.get("", OPSET)
     if version != OPSET:
         # Before initializers leave the inputs: in files older than IR 4 the converter finds them there only.
-        model = _lifted(model, version, verify)
+        model = _lifted(model, version, check)
     RemoveInitializersFromInputsPass()(model)
     _name_all(model)
     ClearMetadataAndDocStringPass()(model)
     if shapes:
         _fix_axes(model, shapes)
-    model = _with_shapes(model)
+    if check:
+        model = _with_shapes(model)
     model.ir_version = IR_VERSION
     model.metadata_props.pop(HISTORY_KEY, None)
     _freeze(model)
@@ -191,7 +192,7 @@ def _refuse_bad_weights(model: ir.Model) -> None:
             raise BadInput(f"weight {name!r} can't be read: its data does not fit shape {list(tensor.shape)} ({e})") from e
 
 
-def _lifted(model: ir.Model, version: int, verify: bool) -> ir.Model:
+def _lifted(model: ir.Model, version: int, compare: bool) -> ir.Model:
     """The same graph at opset 21. Raises Unsupported where the converters can't, or where the results differ."""
     from hasten import check
 
@@ -203,7 +204,7 @@ def _lifted(model: ir.Model, version: int, verify: bool) -> ir.Model:
     lifted = ir.from_proto(after)
     lifted.metadata_props.update(model.metadata_props)
     lifted.opset_imports.pop("ai.onnx", None)
-    if not verify:
+    if not compare:
         return lifted
     before_inputs, after_inputs = (RemoveInitializersFromInputsPass()(m.clone()).model for m in (model, lifted))
     try:

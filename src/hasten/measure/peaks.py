@@ -154,15 +154,14 @@ PROBES = (
 Measurer = Callable[[Probe, int], "float | Failure"]
 
 
-def peaks(measurer: Measurer | None = None) -> Peaks | Failure:
-    """The peaks, from the cache or, if it has none of this machine and these versions, measured (about 10 s).
+def peaks(measurer: Measurer | None = None, anew: bool = False) -> Peaks | Failure:
+    """The peaks, from the cache or, if it has none of this machine and these versions or `anew` is asked for, measured (about 10 s).
 
     `measurer(probe, threads)` gives the seconds of a probe. A Failure where one of onnxruntime's probes could not be measured.
     """
-    file = cache_file()
-    if (known := _read(file)) is not None:
+    if not anew and (known := _read(cache_file())) is not None:
         return known
-    voice().say("measuring this machine's peaks, once")
+    voice().say("measuring this machine's peaks" + ("" if anew else ", once"))
     measured = _measure(measurer or seconds_of)
     if isinstance(measured, Peaks):
         keep(measured)

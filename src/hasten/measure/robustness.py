@@ -121,16 +121,17 @@ class Corruption:
 
 
 CORRUPTIONS = (
-    Corruption("gaussian noise", (PICTURE, FEATURES), noise, (0.05, 0.1, 0.2, 0.35, 0.5), "σ of the data"),
-    Corruption("blur", (PICTURE,), blur, (0.07, 0.13, 0.2, 0.27, 0.4), "√side pixels"),
-    Corruption("contrast", (PICTURE,), contrast, (0.25, 0.4, 0.55, 0.7, 0.85), "of it lost"),
-    Corruption("brightness", (PICTURE,), brightness, (0.25, 0.5, 0.75, 1.0, 1.5), "σ of the data"),
+    Corruption("gaussian noise", (PICTURE, FEATURES), noise, (0.05, 0.1, 0.2, 0.35, 0.5), "σ"),
+    Corruption("blur", (PICTURE,), blur, (0.07, 0.13, 0.2, 0.27, 0.4), "√side px"),
+    Corruption("contrast", (PICTURE,), contrast, (0.25, 0.4, 0.55, 0.7, 0.85), "lost"),
+    Corruption("brightness", (PICTURE,), brightness, (0.25, 0.5, 0.75, 1.0, 1.5), "σ"),
     Corruption("occlusion", (PICTURE,), occlusion, (0.05, 0.1, 0.2, 0.3, 0.4), "of the area"),
-    Corruption("token dropout", (TOKENS,), token_dropout, (0.05, 0.1, 0.2, 0.3, 0.4), "of the tokens"),
-    Corruption("feature dropout", (FEATURES,), feature_dropout, (0.05, 0.1, 0.2, 0.3, 0.4), "of the features"),
-    Corruption("out of range", (PICTURE, FEATURES), out_of_range, (1.1, 1.25, 1.5, 2.0, 3.0), "× the range"),
+    Corruption("token dropout", (TOKENS,), token_dropout, (0.05, 0.1, 0.2, 0.3, 0.4), "of tokens"),
+    Corruption("feature dropout", (FEATURES,), feature_dropout, (0.05, 0.1, 0.2, 0.3, 0.4), "of features"),
+    Corruption("out of range", (PICTURE, FEATURES), out_of_range, (1.1, 1.25, 1.5, 2.0, 3.0), "× range"),
 )
-"""All there are. At 224 pixels the blur is 1 to 6 pixels wide, at 32 it is 0.4 to 2.3: about what ImageNet-C and CIFAR-10-C have."""
+"""All there are; σ is that of the data, by channel or feature. At 224 pixels the blur is 1 to 6 pixels wide, at 32 it is 0.4 to 2.3: about what
+ImageNet-C and CIFAR-10-C have."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

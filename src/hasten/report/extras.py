@@ -74,16 +74,10 @@ def cost_line(found: Json) -> str:
 
 def energy_line(found: Json) -> str:
     """Joules a call, and whether they were measured or estimated."""
-    if "failed" in found:
-        return f"energy: {found['failed']}"
-    original, chosen = found["original"], found["chosen"]
-    ratio = original["joules"] / chosen["joules"] if chosen["joules"] else float("nan")
-    values = (
-        joules(chosen["joules"])
-        if original == chosen
-        else f"{joules(original['joules'])} → {joules(chosen['joules'])} ({ratio:.2f} × less)"
-    )
-    return f"energy: {values} a call of {found['batch']}; {chosen['method']}"
+    original, chosen, ratio = found["original"], found["chosen"], found["chosen"]["ratio"]
+    values = joules(chosen["joules"]) if original == chosen else f"{joules(original['joules'])} → {joules(chosen['joules'])}"
+    times = f" ({ratio['estimate']:.2f} × less [{ratio['low']:.2f}, {ratio['high']:.2f}])" if ratio else ""
+    return f"energy: {values} a call of {found['batch']}{times}; {chosen['method']}"
 
 
 def joules(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hasten.advise.inspection import Inspection
@@ -69,7 +70,15 @@ def whole_lines(found: Inspection) -> list[str]:
         f"this machine's peaks ({known.threads} threads): {known.float32 / 1e9:.0f} GFLOP/s float32, {known.int8 / 1e9:.0f} GOP/s int8, "
         f"{known.memory / 1e9:.0f} GB/s memory, {known.cache / 1e9:.0f} GB/s caches; {seconds(known.call)} a call, {seconds(known.node)} a node"
     )
+    if any(p.reached and p.reached > BEYOND for p in roof.layers if p.seconds and p.seconds > known.call):
+        lines.append(
+            "some layers reach more than these peaks, which were measured on a busier machine: hasten doctor --peaks measures them anew"
+        )
     return lines
+
+
+BEYOND = 1.3
+"""A layer that reaches so much of the peak says that the peak was measured too low."""
 
 
 def _show_totals(model: Model, found: Inspection, console: Console) -> None:
@@ -133,7 +142,7 @@ def show_diagnosis(found: Diagnosis) -> None:
         console.print(f"  {name:14}{brings}", markup=False)
     table = Table("package", "version", "what for", "to add it", box=None)
     for package in found.packages:
-        table.add_row(package.name, package.version or "missing", package.about, "" if package.version else package.add)
+        table.add_row(package.name, package.version or "missing", package.about, "" if package.version else escape(package.add))
     console.print(table)
     for test in found.tests:
         state = "passed" if test.passed else "FAILED" if test.passed is False else "seen"

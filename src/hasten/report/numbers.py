@@ -45,7 +45,7 @@ def interval(value: Mapping[str, float | None] | None, digits: int = 2, sign: st
     """The 95 % interval of a record, `[2.20, 2.53]`; `sign` is "+" where a difference is shown."""
     if value is None or value["low"] is None or value["high"] is None:
         return ""
-    return f"[{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+    return f"[{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]".replace("-", "−")
 
 
 def metric(value: float | None) -> str:
@@ -55,9 +55,22 @@ def metric(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """A difference of a metric, `−0.0011`."""
-    return "–" if value is None or math.isnan(value) else f"{value:+.4f}".replace("-", "−")
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+.4f}".replace("-", "−")
+    return "0.0000" if text[1:] == "0.0000" else text
 
 
 def share(value: float | None, digits: int = 0) -> str:
     """A share, `97 %`."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """The unit for an axis of times up to `largest` seconds, and its seconds."""
+    return next(((unit, factor) for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if largest >= factor), ("ns", 1e-9))
+
+
+def size_unit(largest: float) -> tuple[str, float]:
+    """The unit for an axis of sizes up to `largest` bytes, and its bytes."""
+    return next(((unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)) if largest >= factor), ("B", 1.0))

@@ -75,12 +75,15 @@ class Candidate:
         return self.recipe.effect in (Effect.LOSSY, Effect.TRAINED) or self.target.precision != "float32"
 
 
+def recipes(budget: Budget) -> tuple[Recipe, ...]:
+    """Those that may be tried: all, or the original and those that the budget names."""
+    return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
+
+
 def candidates(budget: Budget, target: Target, baseline_seconds: float, judged: bool) -> Iterator[Candidate]:
     """All that is worth a try, the baseline itself excluded. Not judged (no data): nothing lossy."""
     threads = [target.threads] + ([1] if baseline_seconds < SMALL_MODEL and target.threads > 1 else [])
-    for recipe in RECIPES:
-        if budget.recipes and recipe.name not in budget.recipes:
-            continue
+    for recipe in recipes(budget):
         for runtime in budget.runtimes:
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:

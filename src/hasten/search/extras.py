@@ -97,24 +97,33 @@ def _seconds(original: Outcome, chosen: Outcome) -> float:
 
 
 def _energy(run: Run, original: Outcome, chosen: Outcome, wanted: Extras) -> dict[str, Any]:
-    found: dict[str, Any] = {"batch": run.target.batch}
-    for name, outcome in (("original", original), ("chosen", chosen)):
-        candidate = outcome.candidate
+    """`original` and `chosen`, measured in the same rounds; the same where the original was chosen."""
+    subjects = {"original": run.subject(original.candidate)}
+    if chosen is not original:
+        subjects["chosen"] = run.subject(chosen.candidate)
 
-        def compute(outcome: Outcome = outcome) -> dict[str, Any]:
-            if run.left < 0:
-                return {"failed": "not measured: the time limit was reached"}
-            try:
-                return energy(run.subject(outcome.candidate), run.feeds, wanted.watts_per_core).to_json()
-            except WorkerFailed as e:
-                return {"failed": str(e)}
+    def compute() -> dict[str, Any]:
+        if run.left < 0:
+            return {"failed": "not measured: the time limit was reached"}
+        try:
+            return {name: found.to_json() for name, found in energy(subjects, run.feeds, wanted.watts_per_core).items()}
+        except WorkerFailed as e:
+            return {"failed": str(e)}
 
-        key = f"energy:{wanted.watts_per_core:g}:{candidate.name}"
-        values = run.remember("energy", candidate.name, f"joules of a call, {method(wanted.watts_per_core)}", compute, key)
-        if "failed" in values:
-            return values
-        found[name] = values
-    return found
+    key = f"energy:{wanted.watts_per_core:g}:{chosen.candidate.name}"
+    values = run.remember("energy", chosen.candidate.name, f"joules of a call, {method(wanted.watts_per_core)}", compute, key)
+    return values if "failed" in values else {"batch": run.target.batch, "chosen": values["original"], **values}
+
+
+def missing(manifest: dict[str, Any], wanted: Extras) -> list[str]:
+    """What is asked for now and was not when a finished folder was made, a line each."""
+    details = manifest.get("details", {})
+    asked = {"robustness": wanted.robust, "explanation": wanted.explain}
+    return [
+        f"{name} was not asked for when this run was made; --force measures afresh"
+        for name, now in asked.items()
+        if now and name not in details and not manifest["reason"]
+    ]
 
 
 def _robustness(run: Run, chosen: Outcome, wanted: Extras) -> dict[str, Any]:

@@ -140,6 +140,12 @@ class Result:
         """The chosen model."""
         return Model.load(self.folder / MODEL)
 
+    def report(self, form: str = "html") -> str:
+        """The report as text: an HTML page in one piece, `markdown` (short, for a pull request) or `card` (a model card)."""
+        from hasten.report.make import make
+
+        return make(self, form)
+
     def save(self, folder: str | os.PathLike[str], force: bool = False) -> None:
         """Copy all that was written to another folder. Raises BadInput if it exists, unless `force`."""
         place = Folder(Path(folder))

@@ -141,7 +141,7 @@ class Run:
 
     # --- speed
 
-    def screen(self, name: str, subject: Subject) -> tuple[Timing | Failure, float]:
+    def screen(self, name: str, subject: Subject, kind: str = "screened") -> tuple[Timing | Failure, float]:
         """A first timing, in one process beside one of the baseline: (timing, how many times faster than that baseline).
 
         The machine's own speed drifts by tens of percent in minutes, so a timing says something only beside another one of the same
@@ -156,7 +156,7 @@ class Run:
                 timed, ratio = max((timed, ratio), self._beside_baseline(subject)[:2], key=lambda pair: pair[1])
             return {"timing": dataclasses.asdict(timed), "ratio": ratio}
 
-        values = self.remember("screened", name, method, compute)
+        values = self.remember(kind, name, method, compute)
         return _timing(values["timing"]), values["ratio"]
 
     def _beside_baseline(self, subject: Subject) -> tuple[Timing | Failure, float, bool]:
