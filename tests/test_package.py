@@ -12,7 +12,7 @@ import pytest
 import hasten
 from hasten import run_template
 
-HEAVY = ("torch", "onnxruntime", "openvino", "onnx_ir", "onnxscript", "keras")
+HEAVY = ("torch", "onnxruntime", "openvino", "onnx_ir", "onnxscript", "keras", "altair", "vl_convert", "jinja2")
 
 
 def loaded_by(code: str) -> set[str]:
