@@ -1,7 +1,7 @@
 """The rules of advice: a literal table, the most telling first. What a rule predicts is a candidate that `hasten optimize` really tries.
 
-The gains are ranges of what candidates of that kind gained over the original in onnxruntime on real models (benchmarks/results); where the
-machine's own peaks bound a gain, the bound is taken (`Rule.gain` gives the range before that).
+The gains are ranges that we set after what such candidates gained over the original in onnxruntime on the models of benchmarks/results; they
+are not fitted. Where the machine's own peaks bound a gain, the bound is taken (`Rule.gain` gives the range before that).
 """
 
 from __future__ import annotations
