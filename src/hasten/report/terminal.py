@@ -96,7 +96,7 @@ def accuracy_line(best: Choice, result: Result) -> str:
     test, judged = best.test, best.verdict
     what = f"{result.manifest['judged']['metric']} {test['baseline']:.4f} → {test['value']:.4f} on {test['samples']} test samples"
     if judged["state"] == "proven":
-        return f"{what}: the budget is kept, proven (95 % sure that the drop is at most {max(judged['worst'], 0):.4f})"
+        return f"{what}: the budget is kept, proven (95 % sure that the drop is at most {max(0.0, judged['worst']):.4f})"
     needed = judged["samples_needed"]
     more = f"; about {needed} more samples would decide" if needed else ""
     return f"{what}: {judged['state']}: the drop is {judged['drop']:.4f}, up to {judged['worst']:.4f} is plausible{more}"
