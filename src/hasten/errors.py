@@ -48,6 +48,10 @@ class CheckFailed(ClaimFailed):
     """Two models that had to agree do not (`check.same`)."""
 
 
+class Diverged(ClaimFailed):
+    """A training whose loss is no finite number any more."""
+
+
 class Inconclusive(HastenError):
     """The data or the machine's noise does not allow a verdict: exit code 7."""
 

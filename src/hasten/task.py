@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -76,6 +77,12 @@ class BoundTask:
     output: str
     notes: tuple[str, ...]
     digest: str
+    train: Split | None = None
+    """What a technique may train on; None: training is not permitted. No sample of validate or test is in it."""
+    teacher: Model | None = None
+    """Whom a distillation learns from."""
+    place: Path | None = None
+    """A folder where a technique keeps what an interruption must not lose, and the records of its training."""
     observation: dict[str, Any] | None = None
     """What an earlier run of a technique's `observe` saw (plain JSON values); with it a plan replays without data."""
 
@@ -105,6 +112,7 @@ class Task:
     no labels, a function gets the original's outputs in their place.
     output: the output that is judged, the first by default. preprocess: a name, numbers or a function, for pictures.
     label: the label column of a CSV or .npz. labels: labels that lie apart. seed: of the splits.
+    train: data to train on, which permits training; where it is `data` itself, what validates and tests is left out of it.
     """
 
     data: Any
@@ -117,6 +125,7 @@ class Task:
     label: str | None = None
     labels: Any = None
     seed: int = 0
+    train: Any = None
 
     def bind(self, model: Model) -> BoundTask:
         """Read the data, fit it to the model's inputs and split it. Raises BadInput with what came and what was expected."""
@@ -151,15 +160,41 @@ class Task:
             *(() if judge.labels is not None else (f"no labels: fidelity to the original is judged, by {metric.name}",)),
         )
         digest = _digest(source.samples.digest(), source.labels, own_test, metric.name, output, self)
+        validate = Split(fitted, source.labels, indices["validate"])
+        training = None
+        if self.train is not None:
+            training, note, train_digest = self._training(source, apply, [validate] if own_test is not None else [validate, judge])
+            notes, digest = (*notes, note), hashlib.sha256(f"{digest}|{train_digest}".encode()).hexdigest()
+            if training.labels is not None:
+                _check_labels(training.labels, len(training), model, output, metric)
         return BoundTask(
             calibrate,
-            _with_own_labels(Split(fitted, source.labels, indices["validate"])),
+            _with_own_labels(validate),
             _with_own_labels(judge),
             metric,
             output,
             notes,
             digest,
+            training,
         )
+
+    def _training(self, source: Any, apply: Any, judging: list[Split]) -> tuple[Split, str, str]:
+        """(the split to train on with its own labels, what to say of it, the digest of its data)."""
+        from hasten.data.read import read
+
+        given = read(self.train, self.label, self.labels if self.train == self.data else None)
+        digest = given.samples.digest()
+        if digest != source.samples.digest():
+            fitted = Split(apply(given.samples), given.labels, np.arange(len(given.samples)))
+            return fitted, f"training: {len(fitted)} samples of their own", digest
+        left = np.ones(len(source.samples), bool)
+        for split in judging:
+            left[split.indices] = False
+        rest = np.flatnonzero(left)
+        if not len(rest):
+            raise BadInput("nothing is left to train on: every sample validates or tests; give training data of its own (--train-data)")
+        fitted = _with_own_labels(Split(apply(source.samples), source.labels, rest))
+        return fitted, f"training: the {len(fitted)} samples that neither validate nor test", digest
 
     def _output(self, model: Model) -> str:
         names = [p.name for p in model.outputs]

@@ -21,6 +21,10 @@ DataOpt = Annotated[
     str | None,
     typer.Option("--data", help="Data: .npz, .npy, .csv, a folder of idx files, a folder or zip of pictures, or file.py:function."),
 ]
+TrainDataOpt = Annotated[
+    str | None,
+    typer.Option("--train-data", help="Data to train on, given as --data is; where it is the same, what judges is left out of it."),
+]
 TestOpt = Annotated[str | None, typer.Option("--test", help="Data that judges, where it lies apart.")]
 LabelsOpt = Annotated[str | None, typer.Option("--labels", help="Labels that lie apart: a CSV file,class_index for pictures, or .npy.")]
 LabelOpt = Annotated[str | None, typer.Option("--label", help="The label's column in a CSV, or its array in an .npz.")]
@@ -75,11 +79,14 @@ class DataOptions:
     lower_is_better: bool = False
     output: str | None = None
     seed: int = 0
+    train: str | None = None
 
     def task(self) -> Any:
-        """A Task, None where there is no data."""
+        """A Task, None where there is no data. Training data alone judges too, by a part that is left out of the training."""
         from hasten.task import Task
 
+        if self.data is None and self.train is not None:
+            return dataclasses.replace(self, data=self.train).task()
         if self.data is None:
             for name in ("test", "labels", "label", "preprocess"):
                 if getattr(self, name) is not None:
@@ -95,6 +102,7 @@ class DataOptions:
             label=self.label,
             labels=self.labels,
             seed=self.seed,
+            train=self.train,
         )
 
 

@@ -20,11 +20,16 @@ from hasten.cli.options import (
     ExampleOpt,
     LabelOpt,
     LabelsOpt,
+    LowerOpt,
+    MetricOpt,
     ModelArg,
     OutOpt,
+    OutputOpt,
     PreprocessOpt,
     QuietOpt,
     ShapeOpt,
+    TestOpt,
+    TrainDataOpt,
     print_line,
     save,
     shapes_of,
@@ -32,6 +37,23 @@ from hasten.cli.options import (
 )
 from hasten.errors import BadInput
 from hasten.voice import voice
+
+OBSERVING: tuple[tuple[str, Any, Any], ...] = (
+    ("data", DataOpt, None),
+    ("labels", LabelsOpt, None),
+    ("label", LabelOpt, None),
+    ("preprocess", PreprocessOpt, None),
+)
+"""Options of a technique that looks at data: name, type, default. One that learns has more."""
+
+LEARNING: tuple[tuple[str, Any, Any], ...] = (
+    ("train_data", TrainDataOpt, None),
+    *OBSERVING,
+    ("test", TestOpt, None),
+    ("metric", MetricOpt, "accuracy"),
+    ("lower_is_better", LowerOpt, False),
+    ("output", OutputOpt, None),
+)
 
 OutArg = Annotated[str | None, typer.Argument(help="The .onnx file to write; or -o.", show_default=False)]
 
@@ -55,7 +77,10 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
 
         source, out = given.pop("model"), _one_output(row.verb, given.pop("out"), given.pop("out_option"))
         options = DataOptions(
-            given.pop("data", None), None, given.pop("labels", None), given.pop("label", None), given.pop("preprocess", None)
+            **{name: given.pop(name, None) for name in ("data", "test", "labels", "label", "preprocess", "output")},
+            metric=given.pop("metric", "accuracy"),
+            lower_is_better=given.pop("lower_is_better", False),
+            train=given.pop("train_data", None),
         )
         shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
         quiet = given.pop("quiet")
@@ -71,12 +96,17 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
 
                 model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
                 voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
-            made = row.apply(model, settings, bound)
-            save(made, out)
+            if row.learns:
+                made = _learn(row, model, settings, bound, Path(out))
+            else:
+                made = row.apply(model, settings, bound)
+                save(made, out)
         step = made.history[-1]
-        print_line(f"{out}: {row.verb} changed {step.changed} nodes, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes")
+        print_line(
+            f"{out}: {row.verb} {'trained' if row.learns else 'changed'} {step.changed} {'weights' if row.learns else 'nodes'}, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes"
+        )
         for skip in step.skipped:
-            print_line(f"  left alone: {skip.node}: {skip.why}")
+            print_line(f"  left alone: {skip.node}: {skip.why}" if skip.node else f"  note: {skip.why}")
 
     kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY
     parameters = [
@@ -89,10 +119,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         listed = typing.get_origin(kind) is tuple
         annotation = Annotated[list[str] | None if listed else kind, typer.Option(rich_help_panel="Settings")]  # type: ignore[valid-type]
         parameters.append(inspection.Parameter(field.name, kinds[1], annotation=annotation, default=None if listed else field.default))
-    if row.observes:
-        for name, kind in (("data", DataOpt), ("labels", LabelsOpt), ("label", LabelOpt), ("preprocess", PreprocessOpt)):
-            parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=None))
     for name, kind, default in (
+        *(LEARNING if row.learns else OBSERVING if row.observes else ()),
         ("shape", ShapeOpt, None),
         ("example_input", ExampleOpt, None),
         ("quiet", QuietOpt, False),
@@ -101,10 +129,29 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         parameters.append(inspection.Parameter(name, kinds[1], annotation=kind, default=default))
     command.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    pictures, digits = (" --data images.zip", " --data mnist/") if row.observes else ("", "")
+    option = "train-data" if row.learns else "data"
+    pictures, digits = (f" --{option} images.zip", f" --{option} mnist/") if row.learns or row.observes else ("", "")
     settings_text = inspection.getdoc(row.settings) or ""
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
         f"[bold]hasten {row.verb} model.onnx out.onnx{pictures}[/]\n\n[bold]hasten {row.verb} lenet.onnx -o out.onnx{digits}[/]"
     )
     return command
+
+
+def _learn(row: plan.Row, model: Any, settings: Any, bound: Any, out: Path) -> Any:
+    """Train, write the file, and say what the metric is before and after. `<out>.training` keeps the checkpoint until then, and the records."""
+    from hasten.measure.before_after import before_after
+
+    if bound is not None:
+        bound = dataclasses.replace(bound, place=out.with_name(f"{out.name}.training"))
+    made = row.apply(model, settings, bound)
+    save(made, str(out))
+    from hasten.learn.loop import remove_checkpoint
+
+    remove_checkpoint(bound.place)
+    before, after, samples = before_after(model, made, bound)
+    print_line(
+        f"{bound.metric.name} on {samples} test samples: {before:.4f} before, {after:.4f} after; the training's records: {bound.place}"
+    )
+    return made

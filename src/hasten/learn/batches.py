@@ -1,0 +1,112 @@
+"""batches: the training samples in seeded random order, as tensors. The order of an epoch depends on seed and number alone, so any step can be
+gone back to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hasten.errors import BadInput
+from hasten.learn.augment import Change
+from hasten.task import Split
+
+IN_MEMORY = 2 << 30
+"""Samples of at most so many bytes are made ready once and kept; others are made ready batch by batch, `workers` of them ahead."""
+
+PIECE = 512
+"""Samples made ready at a time."""
+
+Teach = Callable[[NDArray[np.intp], tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""(positions in the split, feeds) → what a teacher says of them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Feeds in the order of the model's inputs; labels (N, ...) or None; what a teacher says of these very samples, empty without one."""
+
+    feeds: tuple[Tensor, ...]
+    labels: Tensor | None
+    taught: tuple[Tensor, ...] = ()
+
+
+class Batches:
+    """A split as batches of `size`. In every epoch each sample comes once, those of an incomplete last batch aside."""
+
+    def __init__(
+        self,
+        split: Split,
+        inputs: tuple[str, ...],
+        size: int,
+        *,
+        changes: tuple[Change, ...] = (),
+        teach: Teach | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        """`share`: (rank, processes); each process takes every `processes`-th sample of a batch.
+
+        Raises BadInput where there are fewer samples than one batch needs, or where an augmentation meets something else than pictures.
+        """
+        self._split, self._inputs, self._size, self._changes, self._teach, self._workers = split, inputs, size, changes, teach, workers
+        self._seed, (self._rank, self._processes) = seed, share
+        if len(split) < size:
+            raise BadInput(
+                f"the training data has {len(split)} samples, fewer than one batch of {size}; give more data or a smaller --batch"
+            )
+        first = split.samples.take(split.indices[:1])
+        if changes and not any(first[name].ndim == 4 for name in inputs):
+            shapes = ", ".join(f"{name} {list(first[name].shape[1:])}" for name in inputs)
+            raise BadInput(f"augmentation is for pictures (channels, height, width), the model's inputs are {shapes}; leave --augment out")
+        self._kept = self._all() if len(split) * sum(v.nbytes for v in first.values()) <= IN_MEMORY else None
+        self._labels = None if split.labels is None else torch.from_numpy(np.ascontiguousarray(split.labels))
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self._split) // self._size
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on, the same ones whenever they are asked for."""
+        order = np.random.default_rng((self._seed, number)).permutation(len(self._split))
+        positions = [order[s * self._size : (s + 1) * self._size][self._rank :: self._processes] for s in range(start, self.steps)]
+        if self._workers == 0:
+            for step, chosen in enumerate(positions, start):
+                yield self._batch(chosen, number, step)
+            return
+        with ThreadPoolExecutor(self._workers) as pool:
+            ahead = [pool.submit(self._batch, chosen, number, start + i) for i, chosen in enumerate(positions[: 2 * self._workers])]
+            for i in range(len(positions)):
+                batch = ahead.pop(0).result()
+                if (following := i + 2 * self._workers) < len(positions):
+                    ahead.append(pool.submit(self._batch, positions[following], number, start + following))
+                yield batch
+
+    def _batch(self, positions: NDArray[np.intp], epoch: int, step: int) -> Batch:
+        if self._kept is not None:
+            feeds = tuple(tensor[torch.from_numpy(positions)] for tensor in self._kept)
+        else:
+            taken = self._split.samples.take(self._split.indices[positions])
+            feeds = tuple(torch.from_numpy(np.ascontiguousarray(taken[name])) for name in self._inputs)
+        if self._changes:
+            draw = int(np.random.SeedSequence((self._seed, epoch, step, self._rank)).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(draw)
+            feeds = tuple(_changed(x, self._changes, generator) if x.ndim == 4 else x for x in feeds)
+        labels = None if self._labels is None else self._labels[torch.from_numpy(positions)]
+        return Batch(feeds, labels, self._teach(positions, feeds) if self._teach is not None else ())
+
+    def _all(self) -> tuple[Tensor, ...]:
+        parts = [self._split.samples.take(self._split.indices[i : i + PIECE]) for i in range(0, len(self._split), PIECE)]
+        return tuple(torch.from_numpy(np.concatenate([p[name] for p in parts])) for name in self._inputs)
+
+
+def _changed(x: Tensor, changes: tuple[Change, ...], generator: torch.Generator) -> Tensor:
+    for change in changes:
+        x = change(x, generator)
+    return x

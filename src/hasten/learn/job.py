@@ -1,0 +1,50 @@
+"""job: a training from the task to the trained graph, in one process or several. What `train`, `distill` and the others have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hasten.errors import BadInput, Refused
+from hasten.learn.loop import Trained, Trainee, fit, identity_of
+from hasten.learn.parallel import team
+from hasten.model import Model, Skip
+from hasten.task import BoundTask, Split
+
+Prepare = Callable[[Model, Any, BoundTask], Trainee]
+
+
+def run(technique: str, prepare: Prepare, model: Model, settings: Any, task: BoundTask | None) -> tuple[Trainee, Trained]:
+    """Make the trainee and train it. Raises Refused where there is no training data, BadInput where the model has a fixed batch."""
+    split = training_data(technique, task)
+    assert task is not None
+    check_batch(model)
+    with team(technique, model, settings, task, split) as members:
+        trainee = prepare(model, settings, task)
+        return trainee, fit(trainee, split, settings, task, identity_of(model, task, technique), members)
+
+
+def training_data(technique: str, task: BoundTask | None) -> Split:
+    """The split to train on. Raises Refused where there is none."""
+    if task is None or task.train is None:
+        raise Refused(f"{technique} needs data to train on, and none came; give --train-data")
+    return task.train
+
+
+def check_batch(model: Model) -> None:
+    """Raises BadInput where an input has a fixed first axis: such a graph computes no other batch."""
+    for port in model.inputs:
+        if port.shape and isinstance(port.shape[0], int):
+            raise BadInput(
+                f"input {port.name!r} has a fixed batch of {port.shape[0]}, and training needs batches of any size; "
+                "export the model with a dynamic batch axis"
+            )
+
+
+def without_norm(model: Model) -> list[Skip]:
+    """What is lost where a model's batch norm was folded at export, in one sentence; nothing where there is none to miss."""
+    kinds = {n.op_type for n in model.ir.graph}
+    if "Conv" in kinds and not kinds & {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization"}:
+        why = "the file has no batch norm (folded at export, say): it trains less steadily; a low --rate helps, an export with it kept helps more"
+        return [Skip("", why)]
+    return []
