@@ -458,7 +458,7 @@ def test_an_original_that_does_not_run_leaves_nothing(place, monkeypatch):
 
 def test_an_error_late_in_a_search_keeps_what_was_measured(place, monkeypatch, speeds):
     with monkeypatch.context() as late:
-        late.setattr(searching, "_choose", fails(BadInput("picture 7 of the test data is broken")))
+        late.setattr(searching, "choose", fails(BadInput("picture 7 of the test data is broken")))
         ended = optimize()
     assert (ended.code, ended.err) == (2, "hasten: picture 7 of the test data is broken\n")
     kept = (place / "out" / "records.jsonl").read_text()
