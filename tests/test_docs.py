@@ -32,8 +32,7 @@ from hasten.doors.onnx import from_proto
 from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.measure.worker import run_batched
-from hasten.search import candidates, details, extras
-from hasten.search import finals
+from hasten.search import candidates, details, extras, finals
 from tests.conftest import MODELS, proto_of
 from tests.search.quick import few_recipes, quicken
 

@@ -49,8 +49,8 @@ def judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict[
         elif outcome.accuracy:
             outcome.reason = broken_guard(outcome.accuracy.guards, run.budget.guard_drop, None, "validate")
         if outcome.accuracy or outcome.reason:
-            accuracy = outcome.accuracy.value if outcome.accuracy else None
-            voice().candidate(outcome.candidate.name, accuracy=accuracy, note=outcome.reason)
+            judged = (run.task.metric.name, outcome.accuracy.value) if run.task and outcome.accuracy else None
+            voice().candidate(outcome.candidate.name, judged=judged, note=outcome.reason)
         if outcome.reason:
             continue
         found += 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from hasten.errors import BadInput, Unsupported
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.machine import machine
-from hasten.measure.process import Subject
+from hasten.measure.process import Subject, WorkerFailed
 from hasten.measure.statistics import smallest_provable_drop
 from hasten.report.numbers import seconds
+from hasten.search.candidates import ORIGINAL, SMALL_MODEL, Candidate
 from hasten.search.goal import allowed_drop
 from hasten.search.run import Judged, Run
 from hasten.voice import voice
@@ -28,7 +30,10 @@ def measure_baseline(run: Run) -> Timing:
         raise Unsupported(f"the original model does not run in onnxruntime: {timed.reason}")
     voice().say(f"baseline: {run.baseline.name}, batch {run.target.batch}: {seconds(timed.seconds)} on {machine().cpu}")
     if run.task is not None:
-        run.settle_metric()
+        try:
+            run.settle_metric()
+        except WorkerFailed as e:
+            raise BadInput(f"the original model can't be judged: {e}") from e
         judged = run.judged(run.baseline, "validate")
         if isinstance(judged, Failure):
             raise BadInput(f"the original model can't be judged: {judged.reason}")
@@ -43,6 +48,7 @@ def measure_baseline(run: Run) -> Timing:
     else:
         voice().say("no data: only techniques that keep the results are tried, and accuracy is not judged")
     _own_framework(run)
+    _one_thread(run, timed)
     return timed
 
 
@@ -84,3 +90,10 @@ def _own_framework(run: Run) -> None:
         voice().say(f"baseline: {name}: {seconds(timed.seconds)} ({ratio:.2f} × onnxruntime's speed)")
         if ratio > NEAR:
             run.subjects[name] = subject
+
+
+def _one_thread(run: Run, timed: Timing) -> None:
+    """A small model may be faster on one thread as it is: what does not beat that gains nothing by its technique, so it is a baseline too."""
+    if timed.seconds < SMALL_MODEL and run.target.threads > 1:
+        alone = Candidate(ORIGINAL, run.baseline.runtime, dataclasses.replace(run.target, threads=1))
+        run.subjects[alone.name] = run.subject(alone)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from hasten.measure.judge import Failure
-from hasten.search.goal import allowed_drop, drop_of, objective, verdict_of
+from hasten.report.numbers import restless, seconds
+from hasten.search.goal import allowed_drop, drop_of, objective, reached, too_late, verdict_of
 from hasten.search.guard import broken_guard
 from hasten.search.result import Outcome
 from hasten.search.run import Run
@@ -33,7 +36,7 @@ def choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
             outcome.reason = broken
         else:
             return _won(tried, outcome), ""
-    return original, _why_nothing(tried)
+    return original, "; ".join([_why_nothing(run, tried), *restless(max((o.floor for o in tried), default=0.0))])
 
 
 def _won(tried: list[Outcome], chosen: Outcome) -> Outcome:
@@ -76,6 +79,15 @@ def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
     return ordered
 
 
-def _why_nothing(tried: list[Outcome]) -> str:
+def _why_nothing(run: Run, tried: list[Outcome]) -> str:
+    """In words. Where the original itself misses the limit on latency, that is said first, with what came nearest to it."""
+    missed = too_late(run, tried[0].typical)
+    timed = [o for o in tried[1:] if o.timing]
+    if missed and timed:
+        nearest = min(timed, key=lambda o: reached(run, o.typical))
+        far = reached(run, nearest.typical) / (run.budget.max_latency or math.inf)
+        came = f"the nearest, {nearest.candidate.name}, takes {seconds(reached(run, nearest.typical))}"
+        came += f", {far:.2f} × the limit" if far > 1 else f" and keeps it, but {nearest.reason}"
+        return f"the original itself misses the limit on latency ({missed}), and nothing that keeps the budget meets it; {came}"
     reasons = [f"{o.candidate.name}: {o.reason}" for o in sorted(tried[1:], key=lambda o: -o.screened)]
     return "nothing better than the original within the budget; the closest: " + ("; ".join(reasons[:2]) or "no candidate was left to try")

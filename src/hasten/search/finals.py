@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
@@ -33,9 +34,10 @@ def finals(run: Run, tried: list[Outcome]) -> None:
     rivals = _second_timing(run, rivals)
     enough = objective(run, rivals[:FINALISTS][-1]) * CLOSE if rivals else 0.0
     admitted = [o for i, o in enumerate(rivals[:MOST_FINALISTS]) if i < FINALISTS or objective(run, o) <= enough]
-    for outcome in rivals[len(admitted) :]:
-        outcome.reason = f"not among the finalists: {len(admitted)} candidates were better in the first timings"
-    finalists = {o.candidate.name: o for o in admitted}
+    finalists = {o.candidate.name: o for o in rivals if o in admitted or o.candidate.name in run.subjects}
+    for outcome in rivals:
+        if outcome.candidate.name not in finalists:
+            outcome.reason = f"not among the finalists: {len(admitted)} candidates were better in the first timings"
     if not finalists:
         return
     subjects = {BASELINE: run.subject(run.baseline), AGAIN: run.subject(run.baseline), **run.subjects}
@@ -44,7 +46,7 @@ def finals(run: Run, tried: list[Outcome]) -> None:
     voice().say(f"finals: {len(finalists)} candidates, {judge.PAIRS} rounds of fresh processes")
     patient_until = time.monotonic() + PATIENCE
     while len(rounds) < judge.PAIRS or (
-        len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists, noisy=time.monotonic() < patient_until)
+        len(rounds) < MORE_PAIRS and run.left > 0 and _open(rounds, finalists, run.subjects, noisy=time.monotonic() < patient_until)
     ):
         rounds.append(run.duel(subjects, len(rounds)))
         voice().step("finals, rounds of fresh processes", len(rounds), max(judge.PAIRS, len(rounds)))
@@ -57,7 +59,9 @@ def finals(run: Run, tried: list[Outcome]) -> None:
         outcome.ratio = ratio_interval(_pairs(rounds, BASELINE, name))
         if run.budget.at_the_tail:
             outcome.tail_ratio = ratio_interval(_pairs(rounds, BASELINE, name, f"{run.budget.percentile:g}"))
-        outcome.own_ratios = {own: ratio_interval(_pairs(rounds, own, name)) for own in run.subjects}
+        ran = [own for own in run.subjects if own != name and len(_pairs(rounds, own, name)) == len(rounds)]
+        outcome.own_ratios = {own: ratio_interval(_pairs(rounds, own, name)) for own in ran}
+        outcome.own_seconds = {own: statistics.median(one for one, _ in _pairs(rounds, own, name)) for own in ran}
         outcome.floor = floor
         outcome.rounds = [t for r in rounds if isinstance(t := r[name], Timing)]
         outcome.baseline_rounds = [t for r in rounds if isinstance(t := r[BASELINE], Timing)]
@@ -82,12 +86,16 @@ def _second_timing(run: Run, rivals: list[Outcome]) -> list[Outcome]:
     return sorted((o for o in rivals if not o.reason), key=lambda o: objective(run, o))
 
 
-def _open(rounds: list[dict[str, Timing | Failure]], finalists: Mapping[str, Outcome], noisy: bool) -> bool:
-    """Whether some finalist's interval holds 1 although its estimate is above, or (`noisy`) finalists can't be told apart for the noise."""
+def _open(rounds: list[dict[str, Timing | Failure]], finalists: Collection[str], others: Collection[str], noisy: bool) -> bool:
+    """Whether some finalist's interval holds 1 although its estimate is above, or (`noisy`) finalists can't be told apart for the noise.
+
+    `others`: the baselines beside the first.
+    """
     again = _pairs(rounds, BASELINE, AGAIN)
     if noisy and len(again) == len(rounds) and noise_floor(again) > QUIET:
         return True
-    intervals = [ratio_interval(p) for name in finalists if len(p := _pairs(rounds, BASELINE, name)) == len(rounds)]
+    duels = [(one, name) for one in (BASELINE, *others) for name in finalists if one != name]
+    intervals = [ratio_interval(p) for one, name in duels if len(p := _pairs(rounds, one, name)) == len(rounds)]
     return any(i.low <= 1 < i.estimate for i in intervals)
 
 

@@ -23,12 +23,24 @@ def objective(run: Run, outcome: Outcome) -> float:
 def over(run: Run, timing: Timing) -> str:
     """Why a timing breaks a constraint, empty if it keeps them."""
     budget = run.budget
-    reached = timing.percentiles[f"{budget.percentile:g}"]
-    if budget.max_latency is not None and reached > budget.max_latency:
-        return f"p{budget.percentile:g} is {seconds(reached)}, {seconds(budget.max_latency)} are allowed"
+    if late := too_late(run, timing):
+        return late
     if budget.max_memory is not None and timing.peak_memory > budget.max_memory:
         return f"it needs {timing.peak_memory / 2**20:.0f} MiB, {budget.max_memory / 2**20:.0f} MiB are allowed"
     return ""
+
+
+def too_late(run: Run, timing: Timing) -> str:
+    """Why a timing breaks the limit on latency, empty if it keeps it or there is none."""
+    budget = run.budget
+    if budget.max_latency is None or reached(run, timing) <= budget.max_latency:
+        return ""
+    return f"p{budget.percentile:g} is {seconds(reached(run, timing))}, {seconds(budget.max_latency)} are allowed"
+
+
+def reached(run: Run, timing: Timing) -> float:
+    """The latency that the limit is about, in seconds: of single calls at the budget's percentile."""
+    return timing.percentiles[f"{run.budget.percentile:g}"]
 
 
 def allowed_drop(run: Run) -> float:
