@@ -23,6 +23,7 @@ from hasten.cli.options import (
     LowerOpt,
     MetricOpt,
     ModelArg,
+    NoLabelsOpt,
     OutOpt,
     OutputOpt,
     PreprocessOpt,
@@ -81,6 +82,7 @@ def optimize(
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
+    no_labels: NoLabelsOpt = False,
     preprocess: PreprocessOpt = None,
     metric: MetricOpt = "accuracy",
     lower_is_better: LowerOpt = False,
@@ -120,7 +122,7 @@ def optimize(
 
     watts = WATTS_PER_CORE if watts_per_core is None else watts_per_core
     samples_alone(robust, robust_samples, explain, explain_samples)
-    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed, no_labels)
     budget = {
         "max_drop": max_drop,
         "min_agreement": min_agreement,
