@@ -183,7 +183,8 @@ class Task:
         """(the split to train on with its own labels, what to say of it, the digest of its data)."""
         from hasten.data.read import read
 
-        given = read(self.train, self.label, self.labels if self.train == self.data else None)
+        same = self.train is self.data or (isinstance(self.train, (str, Path)) and str(self.train) == str(self.data))
+        given = read(self.train, self.label, self.labels if same or self.labels is False else None)
         digest = given.samples.digest()
         if digest != source.samples.digest():
             fitted = Split(apply(given.samples), given.labels, np.arange(len(given.samples)))

@@ -60,7 +60,9 @@ def test_too_few_samples_and_augmentation_of_no_pictures_are_refused():
 
 
 def test_the_teacher_is_asked_about_the_very_samples():
-    made = Batches(split(), ("x",), 5, changes=(parse("shift:1"),), teach=lambda positions, feeds: (feeds[0] * 2, torch.from_numpy(positions)))
+    made = Batches(
+        split(), ("x",), 5, changes=(parse("shift:1"),), teach=lambda positions, feeds: (feeds[0] * 2, torch.from_numpy(positions))
+    )
     for batch in made.epoch(0):
         assert torch.equal(batch.taught[0], batch.feeds[0] * 2)
         assert (22 - batch.taught[1]).tolist() == batch.labels.tolist()

@@ -9,7 +9,11 @@ from hasten.learn import checkpoint
 
 def test_there_and_back(tmp_path):
     file = tmp_path / "a.safetensors"
-    tensors = {"now/layers.0/weight": torch.randn(3, 4), "optimizer/step/b": torch.tensor(3.0), "half": torch.ones(2, 3, dtype=torch.bfloat16).mT}
+    tensors = {
+        "now/layers.0/weight": torch.randn(3, 4),
+        "optimizer/step/b": torch.tensor(3.0),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16).mT,
+    }
     checkpoint.write(file, tensors, {"done": 3, "losses": [0.5], "best": None})
     again, state = checkpoint.read(file)
     assert state == {"done": 3, "losses": [0.5], "best": None}

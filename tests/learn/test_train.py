@@ -50,7 +50,13 @@ def toy(count=48, classes=3, seed=0):
 
 def toy_model(norm=False, last=None) -> Model:
     torch.manual_seed(1)
-    layers = [torch.nn.Linear(4, 8), *([torch.nn.BatchNorm1d(8)] if norm else []), torch.nn.Tanh(), torch.nn.Linear(8, 3), *([last] if last else [])]
+    layers = [
+        torch.nn.Linear(4, 8),
+        *([torch.nn.BatchNorm1d(8)] if norm else []),
+        torch.nn.Tanh(),
+        torch.nn.Linear(8, 3),
+        *([last] if last else []),
+    ]
     return load(torch.nn.Sequential(*layers).eval(), example_inputs=torch.zeros(2, 4)).model
 
 
@@ -135,7 +141,20 @@ def test_a_stopped_training_goes_on_to_the_very_same_weights(settings, stopped_a
 def test_kill_9_loses_nothing_that_was_finished(untrained, digits, tmp_path):
     source, out = tmp_path / "a.onnx", tmp_path / "b.onnx"
     untrained.save(source)
-    command = [sys.executable, "-m", "hasten", "train", str(source), str(out), "--train-data", str(digits), "--epochs", "40", "--batch", "32"]
+    command = [
+        sys.executable,
+        "-m",
+        "hasten",
+        "train",
+        str(source),
+        str(out),
+        "--train-data",
+        str(digits),
+        "--epochs",
+        "40",
+        "--batch",
+        "32",
+    ]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = tmp_path / "b.onnx.training" / RECORDS
     while killed.poll() is None and not (records.exists() and len(records.read_bytes().splitlines()) >= 3):
@@ -169,7 +188,9 @@ def test_pieces_and_processes_take_the_same_steps_as_one_whole(tmp_path):
 def test_a_process_that_dies_is_said(tmp_path, monkeypatch):
     model = toy_model()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'hasten.learn.parallel' in ' '.join(sys.orig_argv): sys.exit('no room')\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'hasten.learn.parallel' in ' '.join(sys.orig_argv): sys.exit('no room')\n"
+    )
     from hasten.learn import parallel
 
     monkeypatch.setattr(parallel, "PATIENCE", parallel.datetime.timedelta(seconds=3))
@@ -215,7 +236,9 @@ def test_out_of_memory_takes_smaller_pieces_and_says_so(tmp_path, monkeypatch):
 
         def objective(outputs, batch):
             if len(batch.feeds[0]) > most:
-                raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
             return made.objective(outputs, batch)
 
         return dataclasses.replace(made, objective=objective)
@@ -288,7 +311,9 @@ def test_bad_data_is_refused_and_nothing_is_written(change, error, said, tmp_pat
 def test_a_fixed_batch_is_refused():
     model = toy_model()
     fixed = load(model, shapes={model.inputs[0].shape[0]: 1}).model
-    with pytest.raises(BadInput, match="has a fixed batch of 1, and training needs batches of any size; export the model with a dynamic batch axis"):
+    with pytest.raises(
+        BadInput, match="has a fixed batch of 1, and training needs batches of any size; export the model with a dynamic batch axis"
+    ):
         train(fixed, Train(batch=8), toy_task(fixed))
 
 

@@ -83,7 +83,14 @@ class Loop:
         for name, least in (("epochs", 0), ("batch", 1), ("accumulate", 1), ("patience", 0), ("workers", 0), ("processes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{verb}: {name} is {getattr(self, name)}, expected at least {least}")
-        for name, high in (("rate", math.inf), ("weight_decay", math.inf), ("clip", math.inf), ("seconds", math.inf), ("warm_up", 1.0), ("average", 1.0)):
+        for name, high in (
+            ("rate", math.inf),
+            ("weight_decay", math.inf),
+            ("clip", math.inf),
+            ("seconds", math.inf),
+            ("warm_up", 1.0),
+            ("average", 1.0),
+        ):
             value = getattr(self, name)
             if not 0 <= value < high or (name == "rate" and value == 0):
                 raise BadInput(f"{verb}: {name} is {value}, expected a number {'above' if name == 'rate' else 'from'} 0 below {high:g}")

@@ -42,15 +42,7 @@ def judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict[
         if found >= FINALISTS and time.monotonic() - start > limit:
             outcome.reason = f"not judged: {found} faster candidates keep the budget"
             continue
-        outcome.accuracy = _judged_or_none(run, outcome)
-        run.forget(outcome.candidate)
-        if outcome.accuracy and (drop := drop_of(run, outcome.accuracy)) > allowed_drop(run):
-            outcome.reason = f"breaks the budget on validate: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
-        elif outcome.accuracy:
-            outcome.reason = broken_guard(outcome.accuracy.guards, run.budget.guard_drop, None, "validate")
-        if outcome.accuracy or outcome.reason:
-            judged = (run.task.metric.name, outcome.accuracy.value) if run.task and outcome.accuracy else None
-            voice().candidate(outcome.candidate.name, judged=judged, note=outcome.reason)
+        judge_one(run, outcome)
         if outcome.reason:
             continue
         found += 1
@@ -58,6 +50,19 @@ def judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict[
             save_best(run, outcome, folder, shapes)
             voice().say(f"best so far: {outcome.candidate.name}")
     voice().step("accuracy on validate", len(timed), len(timed))
+
+
+def judge_one(run: Run, outcome: Outcome) -> None:
+    """Judge one candidate on `validate`: its accuracy, and the reason if it breaks the budget there."""
+    outcome.accuracy = _judged_or_none(run, outcome)
+    run.forget(outcome.candidate)
+    if outcome.accuracy and (drop := drop_of(run, outcome.accuracy)) > allowed_drop(run):
+        outcome.reason = f"breaks the budget on validate: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
+    elif outcome.accuracy:
+        outcome.reason = broken_guard(outcome.accuracy.guards, run.budget.guard_drop, None, "validate")
+    if outcome.accuracy or outcome.reason:
+        judged = (run.task.metric.name, outcome.accuracy.value) if run.task and outcome.accuracy else None
+        voice().candidate(outcome.candidate.name, judged=judged, note=outcome.reason)
 
 
 def _judged_or_none(run: Run, outcome: Outcome) -> Judged | None:

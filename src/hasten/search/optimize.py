@@ -28,6 +28,7 @@ from hasten.search.guard import check_guards
 from hasten.search.result import Result, write_result
 from hasten.search.run import Run
 from hasten.search.screen import screen
+from hasten.search.training import train_candidates
 from hasten.task import BoundTask, Task
 from hasten.voice import Told, speaking, voice
 
@@ -147,6 +148,7 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, 
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
     tried = screen(run, baseline)
     judge_accuracy(run, tried, folder, shapes)
+    train_candidates(run, tried, baseline)
     finals(run, tried)
     chosen, reason = choose(run, tried)
     found = details(run, tried[0], chosen) | extras(run, tried[0], chosen, wanted) | {"advice": advice_details(run, tried, chosen)}

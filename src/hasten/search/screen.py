@@ -21,7 +21,7 @@ def screen(run: Run, baseline: Timing) -> list[Outcome]:
     voice().candidate(run.baseline.name, baseline.seconds, 1.0)
     for number, candidate in enumerate(todo):
         voice().step("first timing", number, len(todo))
-        outcome = _screen_one(run, candidate)
+        outcome = screen_one(run, candidate)
         tried.append(outcome)
         if outcome.timing:
             voice().candidate(candidate.name, outcome.timing.seconds, outcome.screened, note=outcome.reason)
@@ -31,7 +31,8 @@ def screen(run: Run, baseline: Timing) -> list[Outcome]:
     return tried
 
 
-def _screen_one(run: Run, candidate: Candidate) -> Outcome:
+def screen_one(run: Run, candidate: Candidate) -> Outcome:
+    """Build one candidate and time it beside the baseline; the reason says why not."""
     if run.left < 0:
         return Outcome(candidate, "the time limit was reached before it was tried")
     built = run.build(candidate.recipe)
