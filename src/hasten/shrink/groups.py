@@ -650,6 +650,9 @@ def resize(t: Trace, node: ir.Node) -> str | None:
     x, known = _axes(t, node, 0), _sizes(node.outputs[0], 0, len(_axes(t, node, 0)))
     named = [a % len(x) for a in node.attributes.get_ints("axes", tuple(range(len(x)))) or ()]
     scales, sizes = constant(_given(node, 2)), t.sizes.of(_given(node, 3))
+    for index in (1, 2):
+        for axis in t.of(_given(node, index)) or []:
+            t.freeze(axis, "")  # a number for each axis, no channels
     out: Axes = list(known)
     for number, axis in enumerate(x):
         if number not in named:
