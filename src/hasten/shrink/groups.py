@@ -32,11 +32,15 @@ Axes = list[Axis]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Member:
-    """Where a group's channels lie on one axis of one weight. `positions` (channels, k): channel i takes the k positions in row i."""
+    """Where a group's channels lie on one axis of one weight. `positions` (channels, k): channel i takes the k positions in row i.
+
+    `reads`: the channel goes into this weight, which is summed over that axis; with zeros there it has no effect.
+    """
 
     weight: str
     axis: int
     positions: Array
+    reads: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class Group:
         return self.describe(0)
 
     def describe(self, channel: int) -> str:
-        """`channel 7 of conv1.weight[0] = conv2.weight[1] 7 = bn.scale[0] 7`."""
+        """`channel 7 of conv1.weight[0]: conv1.weight[0] 7 = bn.scale[0] 7 → conv2.weight[1] 7`: where it is made → what it goes into."""
 
         def where(member: Member) -> str:
             row = member.positions[channel].tolist()
@@ -68,7 +72,9 @@ class Group:
             text = f"{row[0]}…{row[-1]}" if len(row) > 2 and row == list(range(row[0], row[-1] + 1)) else ", ".join(map(str, row))
             return f"{member.weight}[{member.axis}] {text}"
 
-        return f"channel {channel} of {self.name} = " + " = ".join(where(m) for m in self.members)
+        made = " = ".join(where(m) for m in self.members if not m.reads)
+        read = ", ".join(where(m) for m in self.members if m.reads)
+        return f"channel {channel} of {self.name}: {made}" + (f" → {read}" if read else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,13 +117,16 @@ def couple(model: Model) -> Coupled:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
     _untie(edited.graph)
     lifted = Model(edited, model.history)
-    trace = Trace(edited.graph)
-    for index, node in enumerate(edited.graph):
-        trace.visit(index, node)
-    for value in edited.graph.outputs:
-        for axis in trace.of(value) or []:
-            trace.freeze(axis, f"it reaches the model's output {value.name!r}")
-    return trace.result(lifted)
+    choices: dict[int, int] = {}
+    while True:
+        trace = Trace(edited.graph, choices)
+        for index, node in enumerate(edited.graph):
+            trace.visit(index, node)
+        for value in edited.graph.outputs:
+            for axis in trace.of(value) or []:
+                trace.freeze(axis, f"it reaches the model's output {value.name!r}")
+        if not trace.choose_again():
+            return trace.result(lifted)
 
 
 def _untie(graph: ir.Graph) -> None:
@@ -244,8 +253,11 @@ def _length(value: ir.Value | None) -> int | None:
 class Trace:
     """Walks the graph once, in order. What it collects: atoms of every axis, which are the same, which are frozen, what is to be mended."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, choices: dict[int, int]) -> None:
+        """`choices`: by node, which of the axes that one was parted into loses positions: the outermost that can."""
         self.graph = graph
+        self.choices = choices
+        self.parted: dict[int, tuple[Array, int]] = {}
         self.index = -1
         self.sizes = Sizes(self.of)
         self._axes: dict[int, Axes] = {}
@@ -254,6 +266,8 @@ class Trace:
         self._frozen: list[tuple[Array, str]] = []
         self._inexact: list[tuple[Array, str]] = []
         self._sites: dict[tuple[str, int], Array] = {}
+        self._parts: list[Array] = []
+        self._summed: dict[int, Axis] = {}
         self._readers: dict[str, str] = {}
         self._mends: list[Mend] = []
 
@@ -307,9 +321,21 @@ class Trace:
         """Each row (rows, n) is one channel."""
         self.equal(rows[:, 1:], np.repeat(rows[:, :1], rows.shape[1] - 1, axis=1))
 
+    def part(self, axis: Array) -> Axis:
+        """Some positions of an axis as an axis of their own: one of them must stay, so they make groups of their own."""
+        if len(axis) == 1:
+            self.freeze(axis, "it is the only channel of a part")
+            return 1
+        self._parts.append(axis)
+        return axis
+
     def mean_over(self, axis: Axis, why: str) -> None:
         if isinstance(axis, np.ndarray):
             self._inexact.append((axis, why))
+
+    def summed(self, axis: Axis) -> None:
+        """An axis of a weight that a product sums over."""
+        self._summed[id(axis)] = axis
 
     def mend(self, where: str | int, entries: dict[int, Array]) -> None:
         self._mends.append(Mend(self.index, where, entries))
@@ -371,6 +397,20 @@ class Trace:
 
     # --- what came of it
 
+    def choose_again(self) -> bool:
+        """Where an axis was parted and nothing of the part chosen can go (of queries, keys and values: heads · width), choose the next one."""
+        labels = _roots(self._count, self._edges)
+        frozen = np.zeros(self._count, bool)
+        for atoms, _ in self._frozen:
+            frozen[labels[atoms]] = True
+        again = False
+        for node, (atoms, others) in self.parted.items():
+            mine = labels[atoms]
+            if (frozen[mine].all() or (mine == mine[0]).all()) and self.choices.get(node, 0) + 1 < others:
+                self.choices[node] = self.choices.get(node, 0) + 1
+                again = True
+        return again
+
     def result(self, lifted: Model) -> Coupled:
         labels = _roots(self._count, self._edges)
         sites = list(self._sites)
@@ -378,10 +418,13 @@ class Trace:
         classes = np.concatenate([*kept, np.zeros(0, np.int64)])
         site = np.repeat(np.arange(len(kept)), [len(k) for k in kept])
         position = np.concatenate([*(np.arange(len(k)) for k in kept), np.zeros(0, np.int64)])
-        # A channel's fingerprint: the sum of random numbers of the axes that it lies on, as often as it does.
-        keys = np.random.default_rng(0).integers(1, 1 << 62, len(kept), dtype=np.uint64)
+        # A channel's fingerprint: the sum of random numbers of the axes that it lies on, as often as it does, and of the parts that it is in.
+        random = np.random.default_rng(0)
+        keys = random.integers(1, 1 << 62, len(kept), dtype=np.uint64)
         prints = np.zeros(self._count, np.uint64)
         np.add.at(prints, classes, keys[site])
+        for part in self._parts:
+            np.add.at(prints, np.unique(labels[part]), random.integers(1, 1 << 62, dtype=np.uint64))
         reasons = _first_of(labels, self._count, self._frozen)
         inexact = _first_of(labels, self._count, self._inexact)
         groups: list[Group] = []
@@ -402,7 +445,11 @@ class Trace:
         ends = np.flatnonzero(np.diff(of_class[classes[order]])) + 1
         for (_, reason), members, rows in zip(by_print, members_of, np.split(order, ends), strict=False):
             places = np.split(rows, np.flatnonzero(np.diff(site[rows])) + 1)
-            found = tuple(Member(*sites[site[p[0]]], position[p].reshape(len(members), -1)) for p in places)
+            axes = [sites[site[p[0]]] for p in places]
+            found = tuple(
+                Member(*axis, position[p].reshape(len(members), -1), id(self._sites[axis]) in self._summed)
+                for axis, p in zip(axes, places, strict=True)
+            )
             name, node = f"{found[0].weight}[{found[0].axis}]", self._readers.get(found[0].weight, "")
             if reason >= 0:
                 if self._frozen[reason][1]:
@@ -488,6 +535,9 @@ def _why(node: ir.Node, why: str) -> str:
 
 def _contract(t: Trace, node: ir.Node, x: Axis, w: Axis) -> None:
     """x's axis is summed against w's. Where x is fixed, w is too: that is how it is."""
+    for axis, value in ((x, node.inputs[0]), (w, node.inputs[1])):
+        if _is_weight(value):
+            t.summed(axis)
     t.join(x, w, _why(node, "what it is multiplied with is computed, or of fixed size") if isinstance(x, np.ndarray) else "")
 
 
@@ -519,11 +569,12 @@ def conv(t: Trace, node: ir.Node) -> str | None:
         else:
             t.freeze(made, _why(node, "a channel of its own for each channel of fixed number"))
     else:
+        t.summed(inner)
         t.together(made.reshape(group, -1).T)
         if isinstance(source, np.ndarray):
             by_group = source.reshape(group, -1)
             t.together(by_group.T)
-            _contract(t, node, by_group[0], inner)
+            t.join(by_group[0], inner, "")
         else:
             t.freeze(inner, "")
     return _layer_output(t, node, made, x)
@@ -544,6 +595,17 @@ def conv_transpose(t: Trace, node: ir.Node) -> str | None:
     t.join(x[1], w[0], _why(node, FIXED))
     t.mend("group", {0: x[1]})
     return _layer_output(t, node, x[1], x)
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether it comes from weights alone, by a chain of nodes that read nothing else."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "ConstantOfShape":
+            return True
+        if any(v is not None and not v.is_initializer() for v in node.inputs[1:]) or not node.inputs:
+            return False
+        value = node.inputs[0]
+    return value is not None and value.is_initializer()
 
 
 def _layer_output(t: Trace, node: ir.Node, made: Axis, x: Axes) -> None:
@@ -590,6 +652,8 @@ def einsum(t: Trace, node: ir.Node) -> str | None:
     for number, term in enumerate(terms):
         for letter, axis in zip(term, _axes(t, node, number), strict=True):
             letters[letter] = t.join(letters[letter], axis, _why(node, FIXED)) if letter in letters else axis
+            if letter not in right and _is_weight(node.inputs[number]):
+                t.summed(axis)
     for letter, axis in letters.items():
         if letter not in right and left.count(letter) == 1:
             t.mean_over(axis, _why(node, "a sum over the channels"))
@@ -724,6 +788,8 @@ def squeeze(t: Trace, node: ir.Node) -> str | None:
     if named is None and _given(node, 1) is not None:
         return "its axes are computed"
     gone = {a % len(x) for a in named} if named is not None else {i for i, a in enumerate(x) if not isinstance(a, np.ndarray) and a == 1}
+    for i in gone:
+        t.freeze(x[i], _why(node, "the only position of that axis"))
     t.put(node.outputs[0], [a for i, a in enumerate(x) if i not in gone])
     return None
 
@@ -787,7 +853,7 @@ def split(t: Trace, node: ir.Node) -> str | None:
     parts = [axis[a:b] for a, b in zip(starts, starts[1:], strict=False)]
     t.mend(1, dict(enumerate(parts)))
     for value, part in zip(node.outputs, parts, strict=True):
-        t.put(value, [*x[:at], part, *x[at + 1 :]])
+        t.put(value, [*x[:at], t.part(part), *x[at + 1 :]])
     return None
 
 
@@ -813,7 +879,7 @@ def slice_(t: Trace, node: ir.Node) -> str | None:
         if start or end < len(axis):
             t.mend(1, {number: axis[:start]})
             t.mend(2, {number: axis[: max(start, end)]})
-        x[at] = axis[start:end]
+            x[at] = t.part(axis[start:end])
     t.put(node.outputs[0], x)
     return None
 
@@ -976,8 +1042,8 @@ def _segments(ins: list[Any], outs: list[Any]) -> list[tuple[list[Any], list[Any
 
 
 def _regroup(t: Trace, node: ir.Node, x: Axes, sizes: list[Any]) -> Axes:
-    """Axes merged and parted, (a, b) → (c, d) of the same product. The atoms go on along the outermost axis of more than one position; those
-    that then lie at one position of it become one channel: of C = heads · width, whole heads go."""
+    """Axes merged and parted, (a, b) → (c, d) of the same product. The atoms go on along one axis of more than one position, the outermost that
+    can lose some; those that then lie at one position of it become one channel: of C = heads · width, whole heads go."""
     arrays = [i for i, a in enumerate(x) if isinstance(a, np.ndarray)]
     if not arrays:
         if len(x) == 1 and len(sizes) == 1:
@@ -1003,7 +1069,10 @@ def _regroup(t: Trace, node: ir.Node, x: Axes, sizes: list[Any]) -> Axes:
     atoms = x[at]
     assert isinstance(atoms, np.ndarray)
     spread = np.broadcast_to(atoms.reshape(shape), inner).reshape(sizes)  # type: ignore[arg-type]
-    target = next((i for i, s in enumerate(sizes) if s > 1), 0)
+    targets = [i for i, s in enumerate(sizes) if s > 1] or [0]
+    target = targets[t.choices.get(t.index, 0)]
+    if len(targets) > 1:
+        t.parted[t.index] = (atoms, len(targets))
     rows = np.moveaxis(spread, target, 0).reshape(sizes[target], -1)
     if rows.shape[1] > 1:
         t.together(rows)
@@ -1047,12 +1116,14 @@ def recurrent(t: Trace, node: ir.Node) -> str | None:
         axes = t.of(_given(node, index))
         if axes is not None:
             t.join(axes[axis], np.tile(unit, times), why)
+    t.summed(unit)
     t.mend("hidden_size", {0: unit})
+    directions = _size(w[0])
     for number, value in enumerate(node.outputs):
-        t.put(value, [x[0], w[0], x[1], unit] if number == 0 else [w[0], x[1], unit])
+        t.put(value, [x[0], directions, x[1], unit] if number == 0 else [directions, x[1], unit])
     for index in (1, 2, 3, 5, 6, 7):
         for axis in (t.of(_given(node, index)) or [1])[:1]:
-            t.freeze(axis, "")  # the directions
+            t.freeze(axis, "")
     return None
 
 
