@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from hasten.errors import BadInput
-from hasten.graph import Array, add_weight, constant, unique_name
+from hasten.graph import Array, add_weight, constant, sole_consumer, take_place, unique_name
 from hasten.model import Model, Skip
 from hasten.shrink.sizes import Axis, Sizes
 
@@ -116,6 +116,7 @@ def couple(model: Model) -> Coupled:
     edited = model.edit()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
     _untie(edited.graph)
+    _straighten(edited.graph)
     lifted = Model(edited, model.history)
     choices: dict[int, int] = {}
     while True:
@@ -148,6 +149,34 @@ def _untie(graph: ir.Graph) -> None:
                     new.name, new.type, new.shape = unique_name(graph, f"{old.name}_twin"), old.type, old.shape
                     graph.insert_after(made, twin)
                     node.replace_input_with(index, new)
+
+
+def _straighten(graph: ir.Graph) -> None:
+    """(…, h, s, w) → Reshape (-1, s, w) → Transpose of the last two → Reshape (…, h, w, s) is one Transpose: so torch exports attention's keys.
+    Straightened, the heads are not merged with a batch of unknown size.
+    """
+    for last in list(graph):
+        if last.op_type != "Reshape":
+            continue
+        middle = last.inputs[0].producer() if last.inputs[0] is not None else None
+        first = middle.inputs[0].producer() if middle is not None and middle.op_type == "Transpose" and middle.inputs[0] is not None else None
+        if middle is None or first is None or first.op_type != "Reshape" or sole_consumer(middle.outputs[0]) is None:
+            continue
+        source, flat, target = first.inputs[0], constant(first.inputs[1]), constant(last.inputs[1])
+        if source is None or source.shape is None or flat is None or target is None or sole_consumer(first.outputs[0]) is None:
+            continue
+        sizes, rank = list(source.shape), len(source.shape)
+        swapped = [*sizes[:-2], sizes[-1], sizes[-2]]
+        if tuple(middle.attributes.get_ints("perm", ()) or ()) != (0, 2, 1) or len(target) != rank or rank < 3:
+            continue
+        known = [isinstance(size, int) and size == t for size, t in zip(swapped, target.tolist(), strict=True)]
+        if flat.tolist() == [-1, *sizes[-2:]] and sum(known) >= rank - 1 and all(k or t == -1 for k, t in zip(known, target.tolist(), strict=True)):
+            made = ir.node("Transpose", [source], {"perm": [*range(rank - 2), rank - 1, rank - 2]}, name=unique_name(graph, f"{middle.name}_heads"))
+            new, old = made.outputs[0], last.outputs[0]
+            new.name, new.type, new.shape = unique_name(graph, f"{old.name}_heads"), old.type, old.shape
+            graph.insert_before(last, made)
+            take_place(old, new)
+            graph.remove([last, middle, first], safe=True)
 
 
 def keep(coupled: Coupled, kept: Mapping[str, Sequence[int] | Array]) -> ir.Model:
@@ -956,7 +985,8 @@ def constant_of_shape(t: Trace, node: ir.Node) -> str | None:
     wanted = t.sizes.of(_given(node, 0))
     if wanted is None:
         return "its shape is computed"
-    if constant(node.inputs[0]) is None:
+    value = node.attributes.get_tensor("value", None)
+    if constant(node.inputs[0]) is None or (value is not None and not value.dtype.is_floating_point()):
         t.put(node.outputs[0], list(wanted))
         return None
     axes: Axes = []
