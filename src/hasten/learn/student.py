@@ -31,6 +31,8 @@ ROUND = 8
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Tanh", "Softplus")
 LAYERS = ("Conv", "Gemm", "MatMul")
+TELLING = (*LAYERS, *ACTIVATIONS, "BatchNormalization", "LayerNormalization", "Softmax")
+"""Operators that tell one kind of block from another: what only computes shapes and masks does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _residual_blocks(graph: ir.Graph) -> tuple[list[Block], list[Skip]]:
             reads = any(source is v for n in own for v in n.inputs)
             apart = all(number.get(id(u.node), -1) == i or inside >> number[id(u.node)] & 1 for n in own if n.op_type in LAYERS for u in n.outputs[0].uses())
             if reads and apart and inside & layers and not inside & adds and _same_shape(source, branch):
-                found.append(Block(node.name or "", source, node.outputs[0], tuple(n.op_type for n in own)))
+                found.append(Block(node.name or "", source, node.outputs[0], tuple(n.op_type for n in own if n.op_type in TELLING)))
                 adds |= 1 << i
                 break
         else:

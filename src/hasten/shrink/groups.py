@@ -13,6 +13,7 @@ Removing a channel gives the outputs that the model had with that channel's outg
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -428,6 +429,8 @@ class Trace:
 
     def choose_again(self) -> bool:
         """Where an axis was parted and nothing of the part chosen can go (of queries, keys and values: heads · width), choose the next one."""
+        if not self.parted:
+            return False
         labels = _roots(self._count, self._edges)
         frozen = np.zeros(self._count, bool)
         for atoms, _ in self._frozen:
@@ -457,6 +460,7 @@ class Trace:
         reasons = _first_of(labels, self._count, self._frozen)
         inexact = _first_of(labels, self._count, self._inexact)
         groups: list[Group] = []
+        named: collections.Counter[str] = collections.Counter()
         skips: dict[Skip, None] = {}
         # Classes in the order of their first position, those of one fingerprint (and of one fate) side by side.
         appeared, first = np.unique(classes, return_index=True)
@@ -487,9 +491,9 @@ class Trace:
                 skips[Skip(node, f"{name}: its channels are coupled to each other (a channel shuffle or groups mix them), none goes alone")] = None
             else:
                 of = inexact[members[0]]
-                number = 1 + sum(g.name.partition("#")[0] == name for g in groups)
+                named[name] += 1
                 why = self._inexact[of][1] if of >= 0 else ""
-                groups.append(Group(name if number == 1 else f"{name}#{number}", node, found, why, np.array(members)))
+                groups.append(Group(name if named[name] == 1 else f"{name}#{named[name]}", node, found, why, np.array(members)))
         return Coupled(lifted, tuple(groups), tuple(skips), labels, self._sites, tuple(self._mends))
 
 
