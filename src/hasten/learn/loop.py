@@ -555,8 +555,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def identity_of(model: Model, task: BoundTask, technique: str) -> str:
-    """What a training is begun with, its settings aside: the model, the data, the technique."""
-    return json.dumps([technique, model.digest, task.digest])
+    """What a training is begun with, its settings aside: the technique, the model, the data, the teacher."""
+    return json.dumps([technique, model.digest, task.digest, "" if task.teacher is None else task.teacher.digest])
 
 
 def remove_checkpoint(place: Path | None) -> None:
