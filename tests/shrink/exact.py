@@ -13,9 +13,7 @@ from hasten.shrink.groups import Coupled, keep
 def half(coupled: Coupled, seed: int = 0, inexact: bool = False) -> dict[str, np.ndarray]:
     """A random half of the channels of every group whose removal is exact (or, `inexact`, of every group)."""
     rng = np.random.default_rng(seed)
-    return {
-        g.name: np.sort(rng.permutation(g.channels)[: max(1, g.channels // 2)]) for g in coupled.groups if inexact or not g.inexact
-    }
+    return {g.name: np.sort(rng.permutation(g.channels)[: max(1, g.channels // 2)]) for g in coupled.groups if inexact or not g.inexact}
 
 
 def zeroed(coupled: Coupled, kept: dict[str, np.ndarray]) -> Model:

@@ -341,7 +341,9 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.one = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.one = nn.Sequential(
+            nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16)
+        )
         self.short = nn.Sequential(nn.Conv2d(8, 16, 1, 2), nn.BatchNorm2d(16))
         self.two = nn.Sequential(nn.Conv2d(16, 10, 1), nn.GroupNorm(2, 10), nn.PReLU(10), nn.Conv2d(10, 16, 3, padding=1, groups=2))
         self.dense = nn.Conv2d(16, 6, 3, padding=1)
@@ -464,7 +466,9 @@ def networks(draw):
         lines.append(f"{name} = {operator} {attributes} ({', '.join([*inputs, *names.values()])})")
         values.append((name, channels))
 
-    for kind in draw(st.lists(st.sampled_from("conv conv depthwise grouped norm relu add concat gate pool split".split()), min_size=2, max_size=9)):
+    for kind in draw(
+        st.lists(st.sampled_from("conv conv depthwise grouped norm relu add concat gate pool split".split()), min_size=2, max_size=9)
+    ):
         source, c = values[draw(st.integers(max(0, len(values) - 3), len(values) - 1))]
         if kind == "conv":
             out = draw(st.sampled_from([4, 6, 8]))

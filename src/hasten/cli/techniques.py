@@ -121,11 +121,12 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             else:
                 made = row.apply(model, settings, bound)
                 save(made, out)
-        step = made.history[-1]
+        step, steps = made.history[-1], made.history[len(model.history) :]
+        left = [skip for s in steps for skip in s.skipped]
         print_line(
-            f"{out}: {row.verb} {'trained' if row.learns else 'changed'} {step.changed} {'weights' if row.learns else 'nodes'}, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes"
+            f"{out}: {row.verb} {'trained' if row.learns else 'changed'} {step.changed} {'weights' if row.learns else 'nodes'}, left {len(left)} alone, {Path(out).stat().st_size} bytes"
         )
-        for skip in step.skipped:
+        for skip in left:
             print_line(f"  left alone: {skip.node}: {skip.why}" if skip.node else f"  note: {skip.why}")
 
     kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY

@@ -41,12 +41,15 @@ INNER = ("feature", "attention")
 
 @dataclasses.dataclass(frozen=True)
 class Distill(Loop):
-    __doc__ = (Loop.__doc__ or "") + """
+    __doc__ = (
+        (Loop.__doc__ or "")
+        + """
     The weights of the losses: `soft` (teacher's scores at `temperature`), `hard` (labels), `scores`, `feature`, `attention`, `gradient`,
     `relation`. `pairs`: values of student and teacher for feature and attention, as student=teacher; none: matched by depth. `class_map`:
     where the classes differ, student's=teacher's number for each class that both know. `student`: narrow:0.5 keeps half of the model's
     channels, shallow:0.5 leaves out half of its blocks, and the model itself teaches what is left (learn/student.py).
     """
+    )
     temperature: float = 4.0
     soft: float = 0.9
     hard: float = 0.1
@@ -113,7 +116,9 @@ def prepare(model: Model, settings: Distill, task: BoundTask) -> Trainee:
     at = len(executor.outputs) - 1 - len(pairs)
     labels = task_loss(model, task, split, at) if settings.hard and split.labels is not None else None
     if labels is None and not any(getattr(settings, name) for name in WEIGHTS if name != "hard"):
-        raise BadInput("distill: the labels have the only weight, and the training data has none; give labels, or a weight such as --soft 1")
+        raise BadInput(
+            "distill: the labels have the only weight, and the training data has none; give labels, or a weight such as --soft 1"
+        )
     adapters = _adapters(executor, teach, task, at, len(pairs)) if settings.feature else {}
     return Trainee(
         executor,

@@ -29,7 +29,21 @@ from hasten.shrink.groups import Group, couple, keep
 ROUND = 8
 """Twice so many channels and more become a multiple of it."""
 
-ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Tanh", "Softplus")
+ACTIVATIONS = (
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Clip",
+    "Elu",
+    "Selu",
+    "Gelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Tanh",
+    "Softplus",
+)
 LAYERS = ("Conv", "Gemm", "MatMul")
 TELLING = (*LAYERS, *ACTIVATIONS, "BatchNormalization", "LayerNormalization", "Softmax")
 """Operators that tell one kind of block from another: what only computes shapes and masks does not."""
@@ -80,7 +94,9 @@ def narrow(model: Model, settings: Student) -> Model:
     if not kept:
         why = "; ".join(skip.why for skip in coupled.frozen[:2]) or "it has no layer between two others"
         raise Refused(f"student {settings.recipe}: no channels of this model can be left out ({why}); try shallow:{settings.share:g}")
-    inexact = [Skip(g.node, f"{g.name}: narrowed, but not as if zeroed: {g.inexact}") for g in coupled.groups if g.name in kept and g.inexact]
+    inexact = [
+        Skip(g.node, f"{g.name}: narrowed, but not as if zeroed: {g.inexact}") for g in coupled.groups if g.name in kept and g.inexact
+    ]
     return finish(coupled.model, keep(coupled, kept), settings, "student", len(kept), [*coupled.frozen, *inexact])
 
 
@@ -173,7 +189,12 @@ def _residual_blocks(graph: ir.Graph) -> tuple[list[Block], list[Skip]]:
             inside = before.get(id(branch), 0) & ~before.get(id(source), 0)
             own = [nodes[k] for k in range(i) if inside >> k & 1]
             reads = any(source is v for n in own for v in n.inputs)
-            apart = all(number.get(id(u.node), -1) == i or inside >> number[id(u.node)] & 1 for n in own if n.op_type in LAYERS for u in n.outputs[0].uses())
+            apart = all(
+                number.get(id(u.node), -1) == i or inside >> number[id(u.node)] & 1
+                for n in own
+                if n.op_type in LAYERS
+                for u in n.outputs[0].uses()
+            )
             if reads and apart and inside & layers and not inside & adds and _same_shape(source, branch):
                 found.append(Block(node.name or "", source, node.outputs[0], tuple(n.op_type for n in own if n.op_type in TELLING)))
                 adds |= 1 << i
@@ -181,7 +202,9 @@ def _residual_blocks(graph: ir.Graph) -> tuple[list[Block], list[Skip]]:
         else:
             a, b = before.get(id(one), 0), before.get(id(other), 0)
             if a & b and (a ^ b) & layers and a & ~b and b & ~a:
-                skipped.append(Skip(node.name or "", "kept: its shortcut is not its input but computed (another shape), or blocks stand within it"))
+                skipped.append(
+                    Skip(node.name or "", "kept: its shortcut is not its input but computed (another shape), or blocks stand within it")
+                )
     return found, skipped
 
 
@@ -193,12 +216,20 @@ def _hidden_layers(graph: ir.Graph) -> Iterator[Block]:
         source, result, kind = node.inputs[0], node.outputs[0], [node.op_type]
         active = False
         while (reader := sole_consumer(result)) is not None and (
-            reader.op_type in ("BatchNormalization", *ACTIVATIONS) or (reader.op_type == "Add" and any(constant(v) is not None for v in reader.inputs))
+            reader.op_type in ("BatchNormalization", *ACTIVATIONS)
+            or (reader.op_type == "Add" and any(constant(v) is not None for v in reader.inputs))
         ):
             active |= reader.op_type in ACTIVATIONS
             result = reader.outputs[0]
             kind.append(reader.op_type)
-        if source is None or source.producer() is None or not active or result.is_graph_output() or source.shape is None or source.shape != result.shape:
+        if (
+            source is None
+            or source.producer() is None
+            or not active
+            or result.is_graph_output()
+            or source.shape is None
+            or source.shape != result.shape
+        ):
             continue
         grouped = node.attributes.get_int("group", 1) > 1
         yield Block(node.name or "", source, result, (*kind, "grouped" if grouped else ""))
@@ -208,4 +239,7 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
     """Whether two values that are added have the same shape: known sizes are equal, and the same axes are dynamic."""
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
-    return all(m == n if isinstance(m, int) and isinstance(n, int) else isinstance(m, int) == isinstance(n, int) for m, n in zip(a.shape, b.shape, strict=True))
+    return all(
+        m == n if isinstance(m, int) and isinstance(n, int) else isinstance(m, int) == isinstance(n, int)
+        for m, n in zip(a.shape, b.shape, strict=True)
+    )

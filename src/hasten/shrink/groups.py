@@ -160,7 +160,9 @@ def _straighten(graph: ir.Graph) -> None:
         if last.op_type != "Reshape":
             continue
         middle = last.inputs[0].producer() if last.inputs[0] is not None else None
-        first = middle.inputs[0].producer() if middle is not None and middle.op_type == "Transpose" and middle.inputs[0] is not None else None
+        first = (
+            middle.inputs[0].producer() if middle is not None and middle.op_type == "Transpose" and middle.inputs[0] is not None else None
+        )
         if middle is None or first is None or first.op_type != "Reshape" or sole_consumer(middle.outputs[0]) is None:
             continue
         source, flat, target = first.inputs[0], constant(first.inputs[1]), constant(last.inputs[1])
@@ -171,8 +173,14 @@ def _straighten(graph: ir.Graph) -> None:
         if tuple(middle.attributes.get_ints("perm", ()) or ()) != (0, 2, 1) or len(target) != rank or rank < 3:
             continue
         known = [isinstance(size, int) and size == t for size, t in zip(swapped, target.tolist(), strict=True)]
-        if flat.tolist() == [-1, *sizes[-2:]] and sum(known) >= rank - 1 and all(k or t == -1 for k, t in zip(known, target.tolist(), strict=True)):
-            made = ir.node("Transpose", [source], {"perm": [*range(rank - 2), rank - 1, rank - 2]}, name=unique_name(graph, f"{middle.name}_heads"))
+        if (
+            flat.tolist() == [-1, *sizes[-2:]]
+            and sum(known) >= rank - 1
+            and all(k or t == -1 for k, t in zip(known, target.tolist(), strict=True))
+        ):
+            made = ir.node(
+                "Transpose", [source], {"perm": [*range(rank - 2), rank - 1, rank - 2]}, name=unique_name(graph, f"{middle.name}_heads")
+            )
             new, old = made.outputs[0], last.outputs[0]
             new.name, new.type, new.shape = unique_name(graph, f"{old.name}_heads"), old.type, old.shape
             graph.insert_before(last, made)
@@ -488,7 +496,9 @@ class Trace:
                 if self._frozen[reason][1]:
                     skips[Skip(node, f"{name} stays as wide as it is: {self._frozen[reason][1]}")] = None
             elif len(members) == 1:
-                skips[Skip(node, f"{name}: its channels are coupled to each other (a channel shuffle or groups mix them), none goes alone")] = None
+                skips[
+                    Skip(node, f"{name}: its channels are coupled to each other (a channel shuffle or groups mix them), none goes alone")
+                ] = None
             else:
                 of = inexact[members[0]]
                 named[name] += 1
@@ -1177,7 +1187,9 @@ def quantize(t: Trace, node: ir.Node) -> str | None:
 
 def shape_of(t: Trace, node: ir.Node) -> str | None:
     """Whole numbers that follow what is removed; who reads them as sizes is mended."""
-    t.put(node.outputs[0], [len(_axes(t, node, 0))] if node.op_type == "Shape" and not node.attributes else _inferred(node.outputs[0]) or [])
+    t.put(
+        node.outputs[0], [len(_axes(t, node, 0))] if node.op_type == "Shape" and not node.attributes else _inferred(node.outputs[0]) or []
+    )
     return None
 
 

@@ -71,8 +71,15 @@ class Sizes:
             indices = self.numbers(node.inputs[1])
             return None if indices is None or any(not -len(first) <= i < len(first) for i in indices) else [first[i] for i in indices]
         if kind == "Slice":
-            starts, ends, steps = (self.numbers(v) for v in (node.inputs[1], node.inputs[2], node.inputs[4] if len(node.inputs) > 4 else None))
-            if starts is None or ends is None or len(starts) != 1 or (len(node.inputs) > 4 and node.inputs[4] is not None and steps is None):
+            starts, ends, steps = (
+                self.numbers(v) for v in (node.inputs[1], node.inputs[2], node.inputs[4] if len(node.inputs) > 4 else None)
+            )
+            if (
+                starts is None
+                or ends is None
+                or len(starts) != 1
+                or (len(node.inputs) > 4 and node.inputs[4] is not None and steps is None)
+            ):
                 return None
             return first[slice(starts[0], ends[0], steps[0] if steps else None)]
         if kind == "ConstantOfShape":
