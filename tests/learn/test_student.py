@@ -256,9 +256,9 @@ def test_without_labels_the_teacher_alone_teaches():
 
 def test_who_teaches_whom_is_said_once():
     teacher = mlp_model(hidden=12)
-    with pytest.raises(Refused, match="distill needs a teacher, and none came; give --teacher, or --student narrow:0.5"):
+    with pytest.raises(Refused, match=r"distill needs a teacher, and none came; give --teacher, or --student narrow:0\.5"):
         distill(teacher, Distill(epochs=1), task_of(teacher))
-    with pytest.raises(BadInput, match="--student makes the student of the model, .* and a teacher came too; give one"):
+    with pytest.raises(BadInput, match=r"--student makes the student of the model, .* and a teacher came too; give one"):
         distill(teacher, Distill(student="narrow:0.5", epochs=1), task_of(teacher, teacher=teacher))
     with pytest.raises(BadInput, match="student 'thin' is not understood"):
         Distill(student="thin")

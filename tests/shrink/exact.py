@@ -7,7 +7,8 @@ from hasten import check
 from hasten.graph import finish
 from hasten.model import Model
 from hasten.passes.cleanup import Cleanup
-from hasten.shrink.groups import Coupled, keep
+from hasten.shrink.groups import Coupled
+from hasten.shrink.keep import keep
 
 
 def half(coupled: Coupled, seed: int = 0, inexact: bool = False) -> dict[str, np.ndarray]:

@@ -14,7 +14,9 @@ from hasten.errors import BadInput
 from hasten.model import Model
 from hasten.passes.cleanup import Cleanup, cleanup
 from hasten.passes.fold_constants import FoldConstants, fold_constants
-from hasten.shrink.groups import RULES, couple, keep
+from hasten.shrink.groups import couple
+from hasten.shrink.keep import keep
+from hasten.shrink.rules import RULES
 from tests.conftest import model_of, operators
 from tests.shrink.exact import check_removal, half, removed, zeroed
 

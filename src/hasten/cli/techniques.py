@@ -123,9 +123,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 save(made, out)
         step, steps = made.history[-1], made.history[len(model.history) :]
         left = [skip for s in steps for skip in s.skipped]
-        print_line(
-            f"{out}: {row.verb} {'trained' if row.learns else 'changed'} {step.changed} {'weights' if row.learns else 'nodes'}, left {len(left)} alone, {Path(out).stat().st_size} bytes"
-        )
+        done = f"trained {step.changed} weights" if row.learns else f"changed {step.changed} nodes"
+        print_line(f"{out}: {row.verb} {done}, left {len(left)} alone, {Path(out).stat().st_size} bytes")
         for skip in left:
             print_line(f"  left alone: {skip.node}: {skip.why}" if skip.node else f"  note: {skip.why}")
 

@@ -24,7 +24,8 @@ from hasten.errors import BadInput, Refused
 from hasten.graph import Array, constant, finish, sole_consumer, take_place
 from hasten.model import Model, Skip
 from hasten.passes.fold_constants import FoldConstants, fold_constants
-from hasten.shrink.groups import Group, couple, keep
+from hasten.shrink.groups import Group, couple
+from hasten.shrink.keep import keep
 
 ROUND = 8
 """Twice so many channels and more become a multiple of it."""
