@@ -311,7 +311,7 @@ def test_a_fixed_batch_is_refused():
 def test_the_checkpoint_of_another_training_is_refused(tmp_path):
     model = toy_model()
     train(model, Train(epochs=1, batch=8), toy_task(model, tmp_path))
-    with pytest.raises(BadInput, match="holds the checkpoint of another training .* remove that folder to start afresh"):
+    with pytest.raises(BadInput, match=r"holds the checkpoint of another training .* remove that folder to start afresh"):
         train(model, Train(epochs=2, batch=8), toy_task(model, tmp_path))
 
 
