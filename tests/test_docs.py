@@ -322,11 +322,12 @@ MASKS = (
     (r"on [^,\n]*\(family [^)]*\)", "on CPU"),
     (r"\b(original|graph|float16|int8 [a-z ]+) · (onnxruntime|openvino)( bf16)? · \d+T", "CANDIDATE"),
     (r"\b(onnxruntime|openvino), \d+ threads", "RUNTIME"),
+    (r"than the original (in onnxruntime( on \d+ threads)?|on one thread)", "than the original"),
     (r"digest [0-9a-f]{8,}", "digest D"),
     (r"[-+−]?\d[\d.,]*(e-?\d+)?( ?(ns|µs|ms|s|B|KB|MB|GB|k|M|G))?\b", "N"),
     (r"\s+", " "),
 )
-"""What may differ between the docs' machine and this one: the CPU, the winner and its runtime, numbers with their units, and white space."""
+"""What may differ between the docs' machine and this one: the CPU, the winner, its runtime and the fastest baseline, numbers with their units, and white space."""
 
 
 def masked(text: str) -> str:

@@ -106,7 +106,7 @@ def test_a_restless_machine_is_warned_of_whatever_is_chosen(digits_cnn, digits, 
     assert result.better and result.best.noise_floor > 0.1
     (warning,) = result.warnings
     assert warning.startswith("the machine was restless (the original against itself, measured the same way, differs by ")
-    assert warning.endswith("measure again on a quiet machine before relying on the ratio")
+    assert warning.endswith("measure again on a quiet machine before relying on these times")
     assert f"beware: {warning}" in terminal.verdict(result)
 
     times["int8-static", 1] = 290
