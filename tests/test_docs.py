@@ -327,7 +327,8 @@ MASKS = (
     (r"[-+−]?\d[\d.,]*(e-?\d+)?( ?(ns|µs|ms|s|B|KB|MB|GB|k|M|G))?\b", "N"),
     (r"\s+", " "),
 )
-"""What may differ between the docs' machine and this one: the CPU, the winner, its runtime and the fastest baseline, numbers with their units, and white space."""
+"""What may differ between the docs' machine and this one: the CPU, the winner, its runtime and the fastest baseline, numbers with their units, and
+white space."""
 
 
 def masked(text: str) -> str:

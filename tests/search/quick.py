@@ -1,4 +1,4 @@
-"""A search that measures little, for tests of everything but the measuring. Also a script: `python -m tests.search.quick MODEL DATA OUT`."""
+"""A search that measures little, for tests of everything but the measuring. Also a script: `python -m tests.search.quick MODEL DATA OUT [RECIPE …]`"""
 
 import sys
 from collections.abc import Callable
@@ -37,8 +37,9 @@ def few_candidates(change: Callable[[Any, str, Any], None] = setattr) -> None:
 
 def main() -> None:
     quicken()
-    model, data, out = sys.argv[1:]
-    result = searching.optimize(model, Task(data), out=out, runtimes=("onnxruntime",), threads=1, max_drop=0.05, say=print)
+    model, data, out, *recipes = sys.argv[1:]
+    few = {"runtimes": ("onnxruntime",), "threads": 1, "recipes": tuple(recipes)}
+    result = searching.optimize(model, Task(data), out=out, max_drop=0.05, say=print, **few)
     print("finished", result.manifest["chosen"], flush=True)
 
 
