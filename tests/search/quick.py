@@ -1,4 +1,4 @@
-"""A search that measures little, for tests of everything but the measuring. Also a script: `python -m tests.search.quick MODEL DATA OUT [RECIPE …]`"""
+"""A search that measures little, for tests of all but the measuring. A script too: `python -m tests.search.quick MODEL DATA OUT [RECIPE …]`."""
 
 import sys
 from collections.abc import Callable
