@@ -253,11 +253,10 @@ def _pairs(model: Model, teacher: Model, settings: Distill) -> tuple[tuple[str, 
     if settings.pairs:
         named = tuple((text.partition("=")[0], text.partition("=")[2]) for text in settings.pairs)
         known = {o.name for node in model.ir.graph for o in node.outputs}
-        for mine, _ in named:
-            if mine not in known:
-                raise BadInput(f"the student has no value {mine!r}; `hasten inspect` lists its layers")
+        if unknown := [mine for mine, _ in named if mine not in known]:
+            raise BadInput(f"the student has no value {unknown[0]!r}; `hasten inspect` lists its layers")
         return named
-    found = []
+    found: list[tuple[str, str]] = []
     for share in (1 / 3, 2 / 3, 1.0):
         mine, theirs = (_at_depth(list(_layers(m)), share) for m in (model, teacher))
         if mine is not None and theirs is not None and (mine, theirs) not in found:

@@ -234,6 +234,7 @@ class _Builder:
             result = self.fx.call_module(name, tuple(args))
         else:
             result = self._function(row.run, args, attributes, None if row.many else output)
+        result.meta["onnx"] = node.name
         if node.op_type in ("Shape", "Size") and row is OPERATORS[node.op_type]:
             self.values[output] = _Python(result, ir.DataType.INT64)
         elif not row.many:

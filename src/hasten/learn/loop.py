@@ -203,8 +203,12 @@ class _Training:
         self.saved = time.monotonic()
 
     def run(self) -> Trained:
-        self._resume()
-        self.done = self.team.agree(self.done)
+        if self.checkpoint is not None:
+            if self.checkpoint.exists():
+                self._resume(self.checkpoint)
+            else:
+                self._save()
+        self.done, self.steps = self.team.agree(self.done), self.team.agree(self.steps)
         while self.done < self.steps:
             epoch, start = divmod(self.done, self.batches.steps)
             self.trainee.executor.module.train()
@@ -449,18 +453,16 @@ class _Training:
         checkpoint.write(self.checkpoint, tensors, state)
         self.saved = time.monotonic()
 
-    def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        tensors, state = checkpoint.read(self.checkpoint)
+    def _resume(self, path: Path) -> None:
+        tensors, state = checkpoint.read(path)
         if state["identity"] != self.identity:
             raise BadInput(
-                f"{self.checkpoint.parent.name} holds the checkpoint of another training (model, data or settings differ); "
+                f"{path.parent.name} holds the checkpoint of another training (model, data or settings differ); "
                 "give the same to go on with it, remove that folder to start afresh, or write elsewhere"
             )
         self._put(_under("now/", tensors))
         if self.average is not None:
-            self.average = {k: v.clone() for k, v in _under("average/", tensors).items()}
+            self.average = {k: tensors[f"average/{k}"].clone() for k in self.parameters}
         self.best = _under("best/", tensors) or None
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")

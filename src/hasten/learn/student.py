@@ -84,7 +84,8 @@ def make(teacher: Model, recipe: str) -> Model:
     # Exports compute shapes and transposed weights while running; folded, a channel can be followed through them.
     model = fold_constants(teacher, FoldConstants(), None)
     student = (narrow if settings.way == "narrow" else shallow)(model, settings)
-    check.oracle(student)
+    if student.fits_in_memory:
+        check.oracle(student)
     return student
 
 
