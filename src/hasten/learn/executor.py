@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 
 from hasten.errors import BadInput, Unsupported
+from hasten.graph import add_weight
 from hasten.learn.operators import OPERATORS, Op
 from hasten.learn.values import DTYPES, FLOATS, tensor_of, to_array, to_tensor
 from hasten.model import OPSET, Model, Skip
@@ -36,6 +37,8 @@ class Executor:
     module: `module(*inputs)` gives the outputs as a tuple, both in the model's order; taps, if any, come after them.
     weights: the module's own parameters by initializer name: float weights that a gradient reaches (a number of rank 0 is a constant).
     buffers: running mean and variance of batch normalization, by initializer name.
+    copies: buffers of nodes that share an initializer with an earlier one (`cleanup` merges equal weights, and statistics are equal before
+    training): name of the copy → (initializer, node, position of the input). Each node moves its own.
     """
 
     module: Any
@@ -43,14 +46,18 @@ class Executor:
     buffers: dict[str, Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    copies: dict[str, tuple[str, str, int]] = dataclasses.field(default_factory=dict)
 
     def into(self, model: Model) -> ir.Model:
         """An edit of `model` in which the initializers of these names hold what was trained, as frozen arrays of their own type.
 
-        Raises BadInput where `model` has no initializer of such a name and shape.
+        Statistics that nodes shared and that differ now become initializers of their own. Raises BadInput where `model` has no initializer
+        of such a name and shape.
         """
         edited = model.edit()
         for name, tensor in {**self.weights, **self.buffers}.items():
+            if name in self.copies:
+                continue
             value = edited.graph.initializers.get(name)
             if value is None or value.const_value is None or tuple(value.const_value.shape) != tuple(tensor.shape):
                 found = "none" if value is None or value.const_value is None else f"one of shape {list(value.const_value.shape)}"
@@ -59,6 +66,17 @@ class Executor:
                     "give the model that the executor was built from, or one with the same weights"
                 )
             value.const_value = ir.Tensor(to_array(tensor, value.const_value.dtype), dtype=value.const_value.dtype, name=name)
+        nodes = {node.name: node for node in edited.graph}
+        for name, (shared, reader, position) in self.copies.items():
+            if torch.equal(self.buffers[name], self.buffers[shared]):
+                continue
+            if reader not in nodes:
+                raise BadInput(
+                    f"the statistics of node {reader!r} can't go back: the model has no such node; give the one that it was built from"
+                )
+            tensor = edited.graph.initializers[shared].const_value
+            assert tensor is not None
+            nodes[reader].replace_input_with(position, add_weight(edited.graph, shared, to_array(self.buffers[name], tensor.dtype)))
         return edited
 
 
@@ -158,6 +176,8 @@ class _Builder:
         self.names: set[str] = set()
         self.weights: dict[str, Any] = {}
         self.buffers: dict[str, Any] = {}
+        self.owners: dict[ir.Value, ir.Node] = {}
+        self.copies: dict[str, tuple[str, str, int]] = {}
 
     def build(self) -> Executor:
         trained, state = _reached(self.graph, self.rows, self.taps)
@@ -201,6 +221,7 @@ class _Builder:
             self.buffers,
             tuple(v.name or "" for v in self.graph.inputs),
             (*(v.name or "" for v in self.graph.outputs), *self.taps),
+            self.copies,
         )
 
     def _call(self, node: ir.Node, row: Op) -> None:
@@ -232,7 +253,7 @@ class _Builder:
         if not row.is_module and all(f is None or isinstance(f, torch.Tensor) for f in found) and (found or not row.many):
             self._fold(node, row, inputs, found, attributes)
             return
-        args = [self._argument(i, v, f, row) for i, (v, f) in enumerate(zip(inputs, found, strict=True))]
+        args = [self._argument(node, i, v, f, row) for i, (v, f) in enumerate(zip(inputs, found, strict=True))]
         if row.is_module:
             name = self._name(node.name or node.op_type, "module")
             self.root.add_module(name, row.run(**attributes))
@@ -275,9 +296,11 @@ class _Builder:
         for value, tensor in zip(node.outputs, result if row.many else (result,), strict=False):
             self.values[value] = tensor
 
-    def _argument(self, position: int, value: ir.Value | None, found: Any, row: Op) -> Any:
+    def _argument(self, node: ir.Node, position: int, value: ir.Value | None, found: Any, row: Op) -> Any:
         if value is None or found is None:
             return None
+        if position in row.state and value.name in self.buffers:
+            return self._own(node, position, value)
         if isinstance(found, _Python) and (
             position in row.burnt or (position in row.places and value.shape is not None and not len(value.shape))
         ):
@@ -285,6 +308,16 @@ class _Builder:
         if isinstance(found, torch.Tensor) and _is_burnt(position, found, row):
             return _number_or_tuple(found)
         return self._tensor(value)
+
+    def _own(self, node: ir.Node, position: int, value: ir.Value) -> Any:
+        """The node's own buffer of that state: the initializer's, or a copy where another node has it."""
+        if self.owners.setdefault(value, node) is node:
+            return self.values[value]
+        shared = value.name or ""
+        name = f"{shared} of {node.name}"
+        self.copies[name] = (shared, node.name or "", position)
+        self.buffers[name] = self.buffers[shared].clone()
+        return self._kept(value, name, self.buffers[name])
 
     def _tensor(self, value: ir.Value) -> Any:
         """The node of the fx graph that gives the value as a tensor."""
