@@ -413,6 +413,31 @@ def test_names_with_dots_and_slashes_stay_the_weights_names():
     assert made.weights["/a.b/0:w"] is next(made.module.parameters())
 
 
+@pytest.mark.parametrize("name", ["self", "torch", "class", "training", "forward", "1", "a.b"])
+def test_any_name_can_be_an_input_an_output_or_a_weight(name):
+    model = model_of("g (float[N, 2] x) => (float[N, 2] y) { h = Mul (x, w)\n y = Relu (h) }", {"w": np.array([1.0, -2.0])})
+    for place in ("x", "h", "w"):
+        edited = model.edit()
+        value = next(v for v in (*edited.graph.inputs, *edited.graph.initializers.values(), edited.graph[0].outputs[0]) if v.name == place)
+        if place == "w":
+            edited.graph.initializers.pop("w")
+        value.name = name
+        if place == "w":
+            edited.graph.register_initializer(value)
+        agrees(Model(edited), batch=2)
+
+
+def test_a_constant_that_one_operator_needs_as_a_tensor_is_burnt_into_another():
+    model = model_of(
+        "g (float[N, 2] x) => (float[N, 2] y) { a = Add (x, two)\n b = Clip (a, , two)\n y = Clip (b, low, two) }",
+        {"two": np.array(2.0), "low": np.array(-1.0)},
+    )
+    made = build(model)
+    clips = [n for n in made.module.graph.nodes if "clip" in str(n.target)]
+    assert [c.args[1:] for c in clips] == [(None, 2.0), (-1.0, 2.0)]
+    agrees(model, made, 3)
+
+
 @pytest.mark.parametrize("kind", ["per tensor", "per channel", "blocked int4"])
 def test_qdq_computes_in_float_what_the_oracle_does(kind):
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -165,14 +166,17 @@ class _Python:
 
 
 class _Builder:
-    """Goes through the graph once; `values` holds what each value is: a constant tensor, a `_Python`, or a node of the fx graph."""
+    """Goes through the graph once; `values` holds what each value is: a constant tensor, a `_Python`, or a node of the fx graph.
+
+    `tensors` holds the nodes of the first two, where an operator needs them as a tensor; another may still burn them in.
+    """
 
     def __init__(self, graph: ir.Graph, rows: dict[ir.Node, Op], taps: tuple[str, ...]) -> None:
         self.graph, self.rows, self.taps = graph, rows, taps
         self.root = torch.nn.Module()
         self.fx = torch.fx.Graph()
         self.values: dict[ir.Value, Any] = {}
-        self.attributes: dict[ir.Value, str] = {}
+        self.tensors: dict[ir.Value, Any] = {}
         self.names: set[str] = set()
         self.weights: dict[str, Any] = {}
         self.buffers: dict[str, Any] = {}
@@ -189,10 +193,10 @@ class _Builder:
             tensor = self._constant(value, value.const_value)
             if value in trained:
                 self.weights[name] = torch.nn.Parameter(tensor)
-                self.values[value] = self._kept(value, name, self.weights[name])
+                self.values[value] = self._kept(name, self.weights[name])
             elif value in state:
                 self.buffers[name] = tensor
-                self.values[value] = self._kept(value, name, tensor)
+                self.values[value] = self._kept(name, tensor)
             else:
                 self.values[value] = tensor
         for node in self.graph:
@@ -317,19 +321,21 @@ class _Builder:
         name = f"{shared} of {node.name}"
         self.copies[name] = (shared, node.name or "", position)
         self.buffers[name] = self.buffers[shared].clone()
-        return self._kept(value, name, self.buffers[name])
+        return self._kept(name, self.buffers[name])
 
     def _tensor(self, value: ir.Value) -> Any:
         """The node of the fx graph that gives the value as a tensor."""
         found = self.values[value]
-        if isinstance(found, _Python):
-            found = self.values[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value]))
-        elif isinstance(found, torch.Tensor):
-            self.values[value] = self._kept(value, value.name or "constant", found)
-            return self.values[value]
-        return found
+        if value not in self.tensors:
+            if isinstance(found, _Python):
+                self.tensors[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value]))
+            elif isinstance(found, torch.Tensor):
+                self.tensors[value] = self._kept(value.name or "constant", found)
+            else:
+                return found
+        return self.tensors[value]
 
-    def _kept(self, value: ir.Value, name: str, tensor: Any) -> Any:
+    def _kept(self, name: str, tensor: Any) -> Any:
         """A parameter or buffer of the module, and the node that reads it."""
         attribute = self._name(name, "weight")
         if isinstance(tensor, torch.nn.Parameter):
@@ -339,17 +345,10 @@ class _Builder:
         return self.fx.get_attr(attribute)
 
     def _function(self, function: Any, args: list[Any], keywords: dict[str, Any], value: ir.Value | None) -> Any:
-        if any(isinstance(k, torch.Tensor) for k in keywords.values()):
-            keywords = {k: self._held(k, v) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
+        keywords = {k: self._kept(k, v) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
         return self.fx.create_node(
             "call_function", function, tuple(args), keywords, name=None if value is None else _identifier(value.name or "value")
         )
-
-    def _held(self, name: str, tensor: Any) -> Any:
-        """A tensor that is an attribute."""
-        attribute = self._name(name, "attribute")
-        self.root.register_buffer(attribute, tensor)
-        return self.fx.get_attr(attribute)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Any:
         try:
@@ -369,7 +368,10 @@ class _Builder:
 
 
 def _identifier(name: str) -> str:
+    """A name that Python can read and that means nothing to the code of a module."""
     found = re.sub(r"\W", "_", name)
+    if keyword.iskeyword(found) or found in ("self", "torch"):
+        return f"{found}_"
     return f"_{found}" if found[:1].isdigit() else found
 
 
