@@ -195,9 +195,9 @@ def test_other_classes_are_mapped(taught, tmp_path):
 
 def test_what_cannot_teach_is_refused(taught, tmp_path):
     model = pictures(6, 6)
-    with pytest.raises(Refused, match="distill needs a teacher, and none came; give --teacher, or --student narrow:0.5"):
+    with pytest.raises(Refused, match=r"distill needs a teacher, and none came; give --teacher, or --student narrow:0.5"):
         distill(model, Distill(batch=16), corners(model, tmp_path / "t"))
-    with pytest.raises(BadInput, match="the student has no value 'nowhere'"):
+    with pytest.raises(BadInput, match=r"the student has no value 'nowhere'"):
         distill(model, Distill(batch=16, feature=1.0, pairs=("nowhere=there",)), corners(model, tmp_path / "t", teacher=taught))
     assert not (tmp_path / "t").exists()
 

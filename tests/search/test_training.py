@@ -1,7 +1,11 @@
 """Candidates that must be trained: timed before, trained where they can win, within the time that is left."""
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 import hasten
@@ -96,3 +100,33 @@ def test_a_resumed_search_goes_on_with_its_training(digits_cnn, digits, tmp_path
     assert ended == [0, 1, 2, 3, 4, 5, 6, 7]
     assert result.best.recipe == "distilled narrow 0.5"
     assert len(before) == 3
+
+
+def test_a_keras_model_is_distilled_quantized_and_agrees_with_keras(digits, tmp_path, monkeypatch):
+    """From a .keras file to int8 weights of a narrow student; beside it stands what Keras itself predicts."""
+    source, said = tmp_path / "net.keras", tmp_path / "said.npz"
+    script = KERAS.format(digits=str(digits), source=str(source), said=str(said))
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"KERAS_BACKEND": "torch"}, check=True, capture_output=True)
+    (wanted,) = (r for r in candidates.TRAINED if r.name == "distilled narrow 0.5, int8")
+    steps = tuple((n, s | {"epochs": 8, "batch": 32, "rate": 3e-3} if n == "distill" else s) for n, s in wanted.steps)
+    monkeypatch.setattr(training, "TRAINED", (Recipe(wanted.name, steps),))
+    result = run(source, digits, tmp_path / "out")
+    assert result.best.recipe == "distilled narrow 0.5, int8"
+    assert "QuantizeLinear" in {n.op_type for n in hasten.Model.load(tmp_path / "out" / "model.onnx").ir.graph}
+    with np.load(digits) as arrays, np.load(said) as keras:
+        x = arrays["x_test"].astype(np.float32) / 255
+        ours = hasten.load(result.folder)(x)
+        assert np.mean(ours.argmax(1) == keras["outputs"].argmax(1)) > 0.93
+
+
+KERAS = """
+import keras, numpy as np
+keras.utils.set_random_seed(0)
+arrays = np.load({digits!r})
+x, x_test = (arrays[k].reshape(-1, 28, 28).astype("float32") / 255 for k in ("x_train", "x_test"))
+model = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(64, "relu"), keras.layers.Dense(10)])
+model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model.fit(x, arrays["y_train"], batch_size=32, epochs=15, verbose=0)
+model.save({source!r})
+np.savez({said!r}, outputs=model.predict(x_test, verbose=0))
+"""

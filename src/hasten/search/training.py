@@ -13,7 +13,7 @@ from hasten.learn.records import RECORDS, time_to
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.record import Records
 from hasten.search.accuracy import judge_one
-from hasten.search.candidates import TRAINED, Candidate, Recipe, candidates
+from hasten.search.candidates import GRAPH_ONLY, TRAINED, Candidate, Recipe, candidates
 from hasten.search.goal import allowed_drop, objective
 from hasten.search.result import Outcome
 from hasten.search.run import Run
@@ -25,6 +25,9 @@ WORTH_TRAINING = 0.95
 
 SECONDS, SHARE = 600.0, 0.5
 """A training takes at most so many seconds; where the search has a time limit, this share of what is left, divided among the trainings."""
+
+PLACES = 3
+"""In so many places (runtime, hint, threads) a recipe that must be trained is tried."""
 
 FEWEST_SECONDS = 5.0
 """With less time than this nothing is trained."""
@@ -38,7 +41,7 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     recipes = tuple(r for r in TRAINED if not budget.recipes or r.name in budget.recipes)
     bar = min((objective(run, o) for o in tried if not o.reason and o.timing), default=math.inf) * WORTH_TRAINING
     promising: dict[Recipe, list[Outcome]] = {}
-    todo = [(recipe, c) for recipe in recipes for c in candidates(budget, run.target, baseline.seconds, True, of=(recipe.untrained,))]
+    todo = [(recipe, c) for recipe in recipes for c in _where_its_like_did_best(run, recipe, tried, baseline)]
     for number, (recipe, untrained) in enumerate(todo):
         voice().step("first timing of what would be trained", number, len(todo))
         outcome = screen_one(run, untrained)
@@ -57,6 +60,15 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     order = sorted(promising, key=lambda r: min(objective(run, o) for o in promising[r]))
     for number, recipe in enumerate(order):
         _train(run, recipe, promising[recipe], trainings=len(order) - number)
+
+
+def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:
+    """The recipe, untrained, in those runtimes, hints and threads in which a model of its kind (8 bits, or float) was the fastest."""
+    like = "int8 static" if any(name in ("quantize_static", "qat") for name, _ in recipe.steps) else GRAPH_ONLY
+    ranked = sorted((o for o in tried if o.candidate.recipe.name == like and o.timing), key=lambda o: -o.screened)
+    places = [(o.candidate.runtime, o.candidate.target) for o in ranked[:PLACES]]
+    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,))
+    return [c for c in found if not places or (c.runtime, c.target) in places]
 
 
 def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], trainings: int) -> None:
