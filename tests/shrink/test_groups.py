@@ -373,7 +373,7 @@ class Mobile(nn.Module):
     def forward(self, x):
         x = self.depth(self.expand(x))
         x = self.project(x * self.squeeze(x))
-        a, b = x.mean((2, 3))[:, :4], x.mean((2, 3))[:, 4:]
+        a, b = x.mean((2, 3)).chunk(2, 1)
         return self.head(a * torch.sigmoid(b))
 
 
