@@ -43,14 +43,14 @@ TRAININGS = {
     "student 2x800, distilled": Training(
         (784, 800, 800, 10),
         "teacher 2x1200",
-        {"epochs": 40, "augment": ("shift:2",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
+        {"epochs": 40, "augment": ("shift:2",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "hard": 0.0},
     ),
     "784-128-10, plain": Training((784, 128, 10), None, {"epochs": 30}),
     "784-128-10, plain, augmented": Training((784, 128, 10), None, {"epochs": 60, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999}),
     "784-128-10, distilled": Training(
         (784, 128, 10),
         "teacher 2x1200",
-        {"epochs": 100, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
+        {"epochs": 100, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "hard": 0.0},
     ),
 }
 
