@@ -113,11 +113,11 @@ class Formats:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coded:
-    """A model with Q, DQ and codes, not yet finished. `floats`: what was coded, by the name of the codes: weights and biases."""
+    """A model with Q, DQ and codes, not yet finished. `floats`: what was coded and in which format, by the codes' name: weights, biases."""
 
     edited: ir.Model
     placement: Placement
-    floats: dict[str, Array]
+    floats: dict[str, tuple[Array, Format]]
 
 
 def quantize_static(model: Model, settings: QuantizeStatic, task: BoundTask | None) -> Model:
@@ -406,7 +406,7 @@ class _Editor:
     settings: QuantizeStatic
     formats: Formats
     placement: Placement
-    floats: dict[str, Array] = dataclasses.field(default_factory=dict)
+    floats: dict[str, tuple[Array, Format]] = dataclasses.field(default_factory=dict)
 
     def run(self) -> None:
         names = [v.name for v in self.placement.tensors]
@@ -562,21 +562,21 @@ class _Editor:
             limit = x_scale * scale.astype(np.float64) * (2**31 - 256)
             bias = np.clip(bias, -limit, limit)
         base = node.inputs[1].name or "weight"  # type: ignore[union-attr]
-        node.replace_input_with(1, self._constant_dq(base, weights, codes.astype(to.stored), scale, axis))
+        node.replace_input_with(1, self._constant_dq(base, weights, to, codes, scale, axis))
         if bias is not None:
             bias_scale = (np.float32(x_scale) * scale).astype(np.float32)
             bias_codes = np.clip(np.rint(bias / bias_scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
             node.resize_inputs(3)
-            node.replace_input_with(2, self._constant_dq(f"{base}_bias", bias, bias_codes, bias_scale, 0))
+            node.replace_input_with(2, self._constant_dq(f"{base}_bias", bias, format_of("int32"), bias_codes, bias_scale, 0))
 
-    def _constant_dq(self, base: str, floats: Array, codes: Array, scale: Array, axis: int) -> ir.Value:
+    def _constant_dq(self, base: str, floats: Array, to: Format, codes: Array, scale: Array, axis: int) -> ir.Value:
         """codes → DQ: the weight as the graph reads it."""
         inputs = [
-            add_weight(self.graph, f"{base}_codes", codes),
+            add_weight(self.graph, f"{base}_codes", codes.astype(to.stored)),
             add_weight(self.graph, f"{base}_scale", scale),
-            add_weight(self.graph, f"{base}_zero_point", np.zeros(scale.shape, codes.dtype)),
+            add_weight(self.graph, f"{base}_zero_point", np.zeros(scale.shape, to.stored)),
         ]
-        self.floats[inputs[0].name or ""] = np.asarray(floats, np.float32)
+        self.floats[inputs[0].name or ""] = (np.asarray(floats, np.float32), to)
         dq = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=unique_name(self.graph, f"{base}_dq_node"))
         dq.outputs[0].name = unique_name(self.graph, f"{base}_dq")
         dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
