@@ -242,24 +242,13 @@ def formats(model: Model, settings: Qat) -> static.Formats:
         if name not in wanted:
             raise BadInput(f"qat: mixed names {name!r}, which is no layer that is quantized; there are {', '.join(wanted)}")
         wanted[name] = bits
-    chosen = set(placement.nodes)
-
-    def demand(value: ir.Value) -> int:
-        """The bits of a tensor: the most that a reader wants. What is no layer with weights wants 8; a mover what stands behind it wants."""
-        bits = [8] if value.is_graph_output() else []
-        for node, _ in value.uses():
-            if node in chosen and node.op_type in static.MOVERS:
-                bits.append(demand(node.outputs[0]))
-            else:
-                bits.append(wanted[node.name or ""][1] if node in layers else 8)
-        return max(bits, default=8)
-
+    chosen = {n for n in placement.nodes if n.op_type in static.MOVERS}
     bits: dict[ir.Value, int] = {}
     for value in placement.tensors:
-        mover = value.producer()
-        moved = mover is not None and mover in chosen and mover.op_type in static.MOVERS
-        source = mover.inputs[0] if mover is not None and moved else None
-        bits[value] = bits[source] if source is not None and source in bits else demand(value)
+        # A mover has one scale on both sides, and onnxruntime moves no codes of 4 bits; sums, pools and the graph's end read 8.
+        of_mover = value.producer() in chosen
+        readers = [wanted[n.name or ""][1] if n in layers else 8 for n, _ in value.uses()]
+        bits[value] = 8 if of_mover or value.is_graph_output() else max(readers, default=8)
     narrow = {n.name or "": format_of("uint4") for n in layers if n.inputs[0] is not None and wanted[n.name or ""][1] < bits[n.inputs[0]]}
     return dataclasses.replace(
         base,
