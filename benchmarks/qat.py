@@ -1,0 +1,112 @@
+"""Quantization-aware training on real data: accuracy on the whole test set, in onnxruntime, beside the float model and static quantization.
+
+`python benchmarks/qat.py mnist_cnn 4 4 [--epochs 3 --rate 5e-4 …]`: model, bits of weights, bits of activations; first and last layer have 8.
+The start is calibrated and judged for the best epoch on training images that are not trained on; the test set is used once, at the end.
+Resumes where it was stopped. One JSON line each in `results/learning.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT_BACK = 2000
+"""Training images that calibrate and validate."""
+
+BASE = {
+    "mnist_cnn": {"augment": ("shift:2",), "epochs": 2, "rate": 3e-4},
+    "cifar10_resnet20": {"augment": ("crop:4", "flip"), "epochs": 5, "rate": 5e-4},
+}
+PREPROCESS = {"mnist_cnn": None, "cifar10_resnet20": "imagenet-torch"}
+
+
+def images(name: str) -> tuple[Any, Any, Any]:
+    """((x, y) to train on, (x, y) to calibrate and validate, (x, y) to test)."""
+    data = Path(os.environ.get("HASTEN_DATA") or ROOT.parent / "shared" / "data")
+    if name == "mnist_cnn":
+        from hasten.data.read import read
+
+        source = read(str(data / "mnist"))
+        assert source.test is not None
+        both = [(s.take(np.arange(len(s)))["x"], np.asarray(y)) for s, y in ((source.samples, source.labels), source.test)]
+        (x, y), test = ((a[:, None].astype(np.float32) / 255, b) for a, b in both)
+    else:
+        parts = [np.load(data / "cifar10" / f"cifar10_{p}.npz") for p in ("train_part1", "train_part2", "test")]
+        x, y = (np.concatenate([p[k] for p in parts[:2]]) for k in ("x", "y"))
+        test = (parts[2]["x"], parts[2]["y"])
+    return (x[KEPT_BACK:], y[KEPT_BACK:]), (x[:KEPT_BACK], y[:KEPT_BACK]), test
+
+
+def accuracy(model: Any, bound: Any) -> float:
+    """In onnxruntime, as it is deployed."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"])
+    outputs = np.concatenate([session.run([bound.output], feeds)[0] for feeds in bound.test.batches(250)])
+    return float(bound.metric.value(outputs, bound.test.labels))
+
+
+def main() -> None:
+    from hasten import plan
+    from hasten.doors.onnx import load_onnx
+    from hasten.learn.qat import Qat
+    from hasten.measure.record import Records
+    from hasten.search.candidates import GRAPH, Recipe
+    from hasten.task import Task
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=tuple(BASE))
+    parser.add_argument("weights", type=int)
+    parser.add_argument("activations", type=int)
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(Qat) if type(f.default) in (int, float, str)}
+    for name, kind in kinds.items():
+        if name not in ("weights", "activations"):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    arguments = vars(parser.parse_args())
+    name = arguments.pop("model")
+    values = BASE[name] | {k: v for k, v in arguments.items() if v is not None}
+    values["augment"] = tuple(values["augment"])  # type: ignore[arg-type]
+    settings = Qat(**values)  # type: ignore[arg-type]
+    data = Path(os.environ.get("HASTEN_DATA") or ROOT.parent / "shared" / "data")
+    places = [ROOT / "build" / "models" / f"{name}.onnx", data / "models" / f"{name}.onnx"]
+    model = load_onnx(next(p for p in places if p.exists()))
+    train, held, test = images(name)
+    bound = Task(held, train=train, test=test, preprocess=PREPROCESS[name]).bind(model)
+    key = f"{name}-w{settings.weights}a{settings.activations}"
+    place = ROOT / "build" / "qat" / key
+    place.mkdir(parents=True, exist_ok=True)
+    floats, _ = plan.run(Recipe("float", (*GRAPH, ("equalize", {}))).plan(model), model, bound)
+    static, _ = plan.run(Recipe("qat", (("qat", dataclasses.asdict(settings) | {"epochs": 0}),)).plan(floats), floats, bound)
+    trained, _ = plan.run(
+        Recipe("qat", (("qat", dataclasses.asdict(settings)),)).plan(floats), floats, dataclasses.replace(bound, place=place)
+    )
+    trained.save(place / f"{key}.onnx")
+    records = [r for folder in sorted(place.rglob("training.jsonl")) for r in Records(folder)]
+    line = {
+        "what": "qat",
+        "model": name,
+        "weights": settings.weights,
+        "activations": settings.activations,
+        "settings": {k: v for k, v in values.items() if k not in ("weights", "activations")},
+        "trained_on": len(bound.train),
+        "measured_on": len(bound.test),
+        "accuracy": {"float": accuracy(model, bound), "calibrated": accuracy(static, bound), "trained": accuracy(trained, bound)},
+        "training": next((r.values for r in reversed(records) if r.kind == "training"), None),
+    }
+    print(json.dumps(line))
+    with (ROOT / "benchmarks" / "results" / "learning.jsonl").open("a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
