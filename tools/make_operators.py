@@ -173,7 +173,9 @@ def outcomes(names: Sequence[str] = tuple(OPERATORS), rows: Mapping[str, Op] | N
         if case.operator not in names:
             continue
         row = {**OPERATORS, **(rows or {})}[case.operator]
-        constants = tuple(i for i in (*row.burnt, *row.places) if i < len(case.inputs) and isinstance(case.inputs[i], (np.ndarray, np.generic)))
+        constants = tuple(
+            i for i in (*row.burnt, *row.places) if i < len(case.inputs) and isinstance(case.inputs[i], (np.ndarray, np.generic))
+        )
         error = _failure(case, rows, ())
         if not error and constants:
             error = _failure(case, rows, constants)
@@ -205,9 +207,10 @@ def page(results: Sequence[Outcome]) -> str:
         "",
         "<!-- tools/make_operators.py writes this page; a test holds it current -->",
         "",
-        f"The executor (`hasten.learn`, and the runtimes `torch` and `torch-compiled`) has {len(names)} operators of ONNX at opset 21. They are",
-        f"held to the node tests inside the onnx package: of {len(results)} tests of these operators {len(held)} run and pass, in type, shape and",
-        f"value, {sum(r.burnt for r in held)} of them a second time with axes, shapes and bounds as constants. An operator without a row is refused before",
+        f"The executor (`hasten.learn`, and the runtimes `torch` and `torch-compiled`) has {len(names)} operators of ONNX at opset 21.",
+        f"They are held to the node tests inside onnx {onnx.__version__}: of {len(results)} tests of these operators {len(held)} run",
+        f"and pass, in type, shape and value, {sum(r.burnt for r in held)} of them a second time with axes, shapes and bounds as constants.",
+        "An operator without a row is refused before",
         "anything runs, by name, node and opset.",
         "",
         "| operator | tests | pass | gradient |",

@@ -125,7 +125,8 @@ def _windows(
 ) -> Tensor:
     """(N, C, outputs …, kernel …): every window of the padded x."""
     n = len(kernel)
-    counts = [_pool_output(*v, ceil_mode) for v in zip(x.shape[2:], kernel, strides, dilations, before, after, strict=True)]
+    along = zip(x.shape[2:], kernel, strides, dilations, before, after, strict=True)
+    counts = [_pool_output(size, k, st, d, b, a, ceil_mode) for size, k, st, d, b, a in along]
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     reach = [(c - 1) * st + span for c, st, span in zip(counts, strides, spans, strict=True)]
     x = padded(x, before, tuple(r - s - b for r, s, b in zip(reach, x.shape[2:], before, strict=True)), fill)
@@ -351,7 +352,7 @@ def resize(
     return x
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator,unused-ignore]
 @functools.lru_cache(256)
 def interpolation(
     inputs: int,
