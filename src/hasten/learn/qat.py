@@ -45,6 +45,7 @@ from hasten.learn.operators import Op
 from hasten.learn.teacher import Teacher
 from hasten.model import Model, Skip
 from hasten.numerics import FORMATS, Format, format_of
+from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.quantize import quantize_static as static
 from hasten.runtimes.reference import PRODUCTS, quantizer_of
 from hasten.task import BoundTask, Split
@@ -73,7 +74,7 @@ class Qat(Loop):
     __doc__ = (Loop.__doc__ or "") + (
         "\n    `weights`, `activations`: bits of codes (weights 2 to 8; activations 4 or 8). `first_last`: those of the first and the last layer."
         "\n    `mixed`: layers of their own, as node=weights/activations, such as conv1=4/8. `soft`: the weight of the float model's scores (of "
-        "the\n    teacher's, where there is one) at `temperature`; `labels`: that of the task's own loss. `step_rate`: factor of the learning rate "
+        "the\n    teacher's, where there is one) at `temperature`; `hard`: that of the task's own loss. `step_rate`: factor of the learning rate "
         "for\n    the steps. `samples`: of the training data, to calibrate the start by `method` (see quantize-static). `exclude`: nodes that stay "
         "float.\n"
     )
@@ -84,9 +85,9 @@ class Qat(Loop):
     activations: int = 8
     first_last: int = 8
     mixed: tuple[str, ...] = ()
-    temperature: float = 1.0
+    temperature: float = 4.0
     soft: float = 1.0
-    labels: float = 0.0
+    hard: float = 0.0
     step_rate: float = 10.0
     method: str = "auto"
     samples: int = 256
@@ -97,11 +98,11 @@ class Qat(Loop):
         for name in ("weights", "activations", "first_last"):
             _check_bits(name, getattr(self, name), activations=name != "weights")
         _mixed(self.mixed)
-        for name in ("soft", "labels"):
+        for name in ("soft", "hard"):
             if getattr(self, name) < 0:
                 raise BadInput(f"qat: the weight {name} is {getattr(self, name)}, expected 0 (none) or more")
-        if not self.soft and not self.labels:
-            raise BadInput("qat: soft and labels are both 0; give at least one of them a weight")
+        if not self.soft and not self.hard:
+            raise BadInput("qat: soft and hard are both 0; give at least one of them a weight")
         for name in ("temperature", "step_rate"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"qat: {name} is {getattr(self, name)}, expected a number above 0")
@@ -124,6 +125,8 @@ def qat(model: Model, settings: Qat, task: BoundTask | None) -> Model:
 def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
     """The statically quantized graph on codes as a module, and the float model as its teacher."""
     split = job.training_data("qat", task)
+    if any(node.op_type == "BatchNormalization" for node in model.ir.graph):
+        model = fold_batchnorm(model, FoldBatchnorm(), None)
     to = formats(model, settings)
     seen = static.observe(model, settings.static(), dataclasses.replace(task, calibrate=_spread(split, settings.samples), observation=None), to)
     start = static.code(model, seen, settings.static(), to)
@@ -135,9 +138,9 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
     teacher = task.teacher or model
     output = task.output if task.output in {p.name for p in teacher.outputs} else teacher.outputs[0].name
     teach = Teacher(teacher, executor.inputs, (logits(teacher, output)[0],)) if settings.soft else None
-    if teach is not None and not settings.augment:
+    if teach is not None and settings.epochs and not settings.augment:
         teach.learn_by_heart(split, executor.inputs)
-    labels = task_loss(model, task, split, at) if settings.labels else None
+    labels = task_loss(model, task, split, at) if settings.hard else None
     bounds = [(executor.weights[s.name], math.log(s.most) - BELOW) for s in steps if s.most < math.inf and s.name in executor.weights]
     return Coded(
         executor,
@@ -155,7 +158,7 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Taught:
-    """soft · T² KL to the teacher's scores + labels · the task's own loss; the scores are output number `at`."""
+    """soft · T² KL to the teacher's scores + hard · the task's own loss; the scores are output number `at`."""
 
     settings: Qat
     at: int
@@ -165,9 +168,12 @@ class Taught:
         z = outputs[self.at].float()
         total = z.new_zeros(())
         if self.settings.soft:
-            total = total + self.settings.soft * soft(z, batch.taught[0].float(), self.settings.temperature)
+            v = batch.taught[0].float()
+            if v.shape != z.shape:
+                raise BadInput(f"qat: the model gives scores {list(z.shape[1:])}, the teacher {list(v.shape[1:])}; both need the same classes")
+            total = total + self.settings.soft * soft(z, v, self.settings.temperature)
         if self.labels is not None:
-            total = total + self.settings.labels * self.labels(outputs, batch)
+            total = total + self.settings.hard * self.labels(outputs, batch)
         return total
 
 
@@ -206,10 +212,13 @@ class Coded(Trainee):
     skipped: tuple[Skip, ...] = ()
 
     def deployed(self) -> ir.Model:
-        """The statically quantized graph with the trained codes and scales in it."""
+        """The statically quantized graph with the trained codes and scales in it, and what was trained beside them."""
         edited = self.start.edited.clone()
         found: dict[str, Array] = {}
         with torch.no_grad():
+            for name, tensor in {**self.executor.weights, **self.executor.buffers}.items():
+                if name in edited.graph.initializers:
+                    found[name] = tensor.numpy()
             value = {s.name: torch.exp(self.executor.weights[s.name]) for s in self.steps}
             for s in self.steps:
                 found[s.scale] = value[s.name].numpy()
