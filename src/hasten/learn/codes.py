@@ -125,7 +125,17 @@ def requantize(parts: list[Tensor], b: Tensor | None, m: Tensor, *, lo: int, hi:
 
 
 def conv_codes(
-    x: Tensor, w: Tensor, b: Tensor | None, x_step: Tensor, w_step: Tensor, y_step: Tensor, *, lo: int, hi: int, largest: int, **attributes: Any
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    x_step: Tensor,
+    w_step: Tensor,
+    y_step: Tensor,
+    *,
+    lo: int,
+    hi: int,
+    largest: int,
+    **attributes: Any,
 ) -> Tensor:
     """QLinearConv. x (N, C, …), w (M, C/group, …), b (M,); steps (1,), (M,), (1,)."""
     shape = (1, -1, *[1] * (x.ndim - 2))
@@ -145,7 +155,9 @@ def product(x: Tensor, w: Tensor, b: Tensor | None, x_step: Tensor, w_step: Tens
     return _summed(_product_parts(x, w, largest, turned), b) * (x_step * w_step)
 
 
-def add(a: Tensor, b: Tensor, a_step: Tensor, b_step: Tensor, y_step: Tensor, *, a_zero: int, b_zero: int, zero: int, lo: int, hi: int) -> Tensor:
+def add(
+    a: Tensor, b: Tensor, a_step: Tensor, b_step: Tensor, y_step: Tensor, *, a_zero: int, b_zero: int, zero: int, lo: int, hi: int
+) -> Tensor:
     """QLinearAdd, in the order of its fused multiply-adds (see `runtimes.reference`)."""
     ra, rb = a_step / y_step, b_step / y_step
     fixed = zero - _fused(torch.full_like(ra, a_zero), ra, rb * b_zero)

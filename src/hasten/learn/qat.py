@@ -128,7 +128,9 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
     if any(node.op_type == "BatchNormalization" for node in model.ir.graph):
         model = fold_batchnorm(model, FoldBatchnorm(), None)
     to = formats(model, settings)
-    seen = static.observe(model, settings.static(), dataclasses.replace(task, calibrate=_spread(split, settings.samples), observation=None), to)
+    seen = static.observe(
+        model, settings.static(), dataclasses.replace(task, calibrate=_spread(split, settings.samples), observation=None), to
+    )
     start = static.code(model, seen, settings.static(), to)
     trained, layers, steps = _Rewriter(start).run()
     value, final = logits(trained, task.output)
@@ -170,7 +172,9 @@ class Taught:
         if self.settings.soft:
             v = batch.taught[0].float()
             if v.shape != z.shape:
-                raise BadInput(f"qat: the model gives scores {list(z.shape[1:])}, the teacher {list(v.shape[1:])}; both need the same classes")
+                raise BadInput(
+                    f"qat: the model gives scores {list(z.shape[1:])}, the teacher {list(v.shape[1:])}; both need the same classes"
+                )
             total = total + self.settings.soft * soft(z, v, self.settings.temperature)
         if self.labels is not None:
             total = total + self.settings.hard * self.labels(outputs, batch)
@@ -247,10 +251,10 @@ def formats(model: Model, settings: Qat) -> static.Formats:
     wanted = {n.name or "": (settings.weights, settings.activations) for n in layers}
     for n in (*layers[:1], *layers[-1:]):
         wanted[n.name or ""] = (settings.first_last, settings.first_last)
-    for name, bits in _mixed(settings.mixed).items():
+    for name, own in _mixed(settings.mixed).items():
         if name not in wanted:
             raise BadInput(f"qat: mixed names {name!r}, which is no layer that is quantized; there are {', '.join(wanted)}")
-        wanted[name] = bits
+        wanted[name] = own
     chosen = {n for n in placement.nodes if n.op_type in static.MOVERS}
     bits: dict[ir.Value, int] = {}
     for value in placement.tensors:
@@ -410,7 +414,9 @@ class _Rewriter:
         weight = add_weight(self.graph, f"float/{stored.name}", floats)
         w_step = self._step(scale, floats.size // floats.shape[axis], to.hi)
         w = self._new("Quantize", [weight, w_step], {"lo": to.lo, "hi": to.hi, "axis": axis}, weights.outputs[0])
-        layer = Layer(weight.name or "", self.made[scale.name][0].name, self.made[x.scale.name or ""][0].name, stored.name, scale.name, axis, to)
+        layer = Layer(
+            weight.name or "", self.made[scale.name][0].name, self.made[x.scale.name or ""][0].name, stored.name, scale.name, axis, to
+        )
         b = None
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             held = self.stored[node.inputs[2]]
