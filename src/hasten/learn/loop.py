@@ -198,7 +198,7 @@ class _Training:
         place = task.place if team.rank == 0 else None
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = place / CHECKPOINT if place else None
+        self.checkpoint = place / CHECKPOINT if place and self.steps else None
         self.records = Records(place / RECORDS if place else None)
         self.saved = time.monotonic()
 
