@@ -3,6 +3,8 @@
 `python benchmarks/qat.py mnist_cnn 4 4 [--epochs 3 --rate 5e-4 …]`: model, bits of weights, bits of activations; first and last layer have 8.
 The start is calibrated and judged for the best epoch on training images that are not trained on; the test set is used once, at the end.
 Resumes where it was stopped. One JSON line each in `results/learning.jsonl`.
+
+`python benchmarks/qat.py cost MODEL`: the processor time of a training step on codes beside that of the float model, and what exact sums cost.
 """
 
 from __future__ import annotations
@@ -56,13 +58,68 @@ def accuracy(model: Any, bound: Any) -> float:
     return float(bound.metric.value(outputs, bound.test.labels))
 
 
-def main() -> None:
+def cost(name: str, batch: int = 128, rounds: int = 7) -> dict[str, Any]:
+    """Medians of the processor time of a step (forward, loss, backward; one thread, eager), in interleaved rounds, over that of the float model."""
+    import time
+
+    import torch
+
     from hasten import plan
+    from hasten.learn import codes
+    from hasten.learn.executor import build
+    from hasten.learn.qat import Qat, prepare
+    from hasten.search.candidates import GRAPH, Recipe
+
+    torch.set_num_threads(1)
+    model, bound = bound_to(name)
+    bound = dataclasses.replace(bound, train=dataclasses.replace(bound.train, indices=bound.train.indices[:batch], labels=None))
+    floats, _ = plan.run(Recipe("float", GRAPH).plan(model), model, bound)
+    quick = {"epochs": 0, "method": "mse", "samples": 16}
+    modules = {"float": build(floats).module}
+    for w, a in ((8, 8), (4, 4)):
+        modules[f"w{w}a{a}"] = prepare(floats, Qat(weights=w, activations=a, **quick), bound).executor.module
+    modules["w8a8, sums not divided"] = modules["w8a8"]
+    (x,) = (torch.from_numpy(v) for v in bound.train.samples.take(bound.train.indices).values())
+    seconds: dict[str, list[float]] = {key: [] for key in modules}
+    exact = codes.EXACT
+    for _ in range(rounds + 1):
+        for key, module in modules.items():
+            codes.EXACT = 1 << 62 if key.endswith("divided") else exact
+            module.train()
+            begun = time.process_time()
+            module(x)[0].square().mean().backward()
+            seconds[key].append(time.process_time() - begun)
+    codes.EXACT = exact
+    step = {key: float(np.median(times[1:])) for key, times in seconds.items()}
+    return {"what": "qat cost", "model": name, "batch": batch, "seconds": step, "ratio": {k: v / step["float"] for k, v in step.items()}}
+
+
+def bound_to(name: str) -> tuple[Any, Any]:
+    """The model, and the task with its training, held-back and test images."""
     from hasten.doors.onnx import load_onnx
+    from hasten.task import Task
+
+    data = Path(os.environ.get("HASTEN_DATA") or ROOT.parent / "shared" / "data")
+    places = [ROOT / "build" / "models" / f"{name}.onnx", data / "models" / f"{name}.onnx"]
+    model = load_onnx(next(p for p in places if p.exists()))
+    train, held, test = images(name)
+    return model, Task(held, train=train, test=test, preprocess=PREPROCESS[name]).bind(model)
+
+
+def write(line: dict[str, Any]) -> None:
+    print(json.dumps(line))
+    with (ROOT / "benchmarks" / "results" / "learning.jsonl").open("a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["cost"]:
+        write(cost(sys.argv[2]))
+        return
+    from hasten import plan
     from hasten.learn.qat import Qat
     from hasten.measure.record import Records
     from hasten.search.candidates import GRAPH, Recipe
-    from hasten.task import Task
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=tuple(BASE))
@@ -77,11 +134,7 @@ def main() -> None:
     values = BASE[name] | {k: v for k, v in arguments.items() if v is not None}
     values["augment"] = tuple(values["augment"])  # type: ignore[arg-type]
     settings = Qat(**values)  # type: ignore[arg-type]
-    data = Path(os.environ.get("HASTEN_DATA") or ROOT.parent / "shared" / "data")
-    places = [ROOT / "build" / "models" / f"{name}.onnx", data / "models" / f"{name}.onnx"]
-    model = load_onnx(next(p for p in places if p.exists()))
-    train, held, test = images(name)
-    bound = Task(held, train=train, test=test, preprocess=PREPROCESS[name]).bind(model)
+    model, bound = bound_to(name)
     key = f"{name}-w{settings.weights}a{settings.activations}"
     place = ROOT / "build" / "qat" / key
     place.mkdir(parents=True, exist_ok=True)
@@ -103,9 +156,7 @@ def main() -> None:
         "accuracy": {"float": accuracy(model, bound), "calibrated": accuracy(static, bound), "trained": accuracy(trained, bound)},
         "training": next((r.values for r in reversed(records) if r.kind == "training"), None),
     }
-    print(json.dumps(line))
-    with (ROOT / "benchmarks" / "results" / "learning.jsonl").open("a") as f:
-        f.write(json.dumps(line) + "\n")
+    write(line)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,8 @@ def test_fewer_bits_are_stored_in_fours_and_run_as_float(cnn):
     assert [types[k] for k in weights].count("INT8") == 2
     assert "UINT4" in types.values()
     feeds = task.test.samples.take(task.test.indices[:64])
+    mine, reference = trained_codes(trainee, feeds), get("reference").compile(made, Target(1)).codes(feeds)
+    assert sum(int(np.sum(mine[n] != reference[n])) for n in mine) == 0
     with torch.no_grad():
         mine = trainee.executor.module(torch.from_numpy(feeds["image"]))[0].numpy()
     for session in (ort.InferenceSession(made.to_bytes()), check.oracle(made)):
