@@ -58,6 +58,18 @@ def accuracy(model: Any, bound: Any) -> float:
     return float(bound.metric.value(outputs, bound.test.labels))
 
 
+def differing(model: Any, bound: Any, samples: int = 64) -> dict[str, int]:
+    """How many outputs of onnxruntime differ, in any bit, from those of the integer reference."""
+    import onnxruntime as ort
+
+    from hasten.runtimes import Target, get
+
+    feeds = bound.test.samples.take(bound.test.indices[:samples])
+    here = ort.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"]).run([bound.output], feeds)[0]
+    truth = get("reference").compile(model, Target(1)).run(feeds)[bound.output]
+    return {"differ": int(np.sum(here != truth)), "of": here.size}
+
+
 def cost(name: str, batch: int = 128, rounds: int = 7) -> dict[str, Any]:
     """Medians of the processor time of a step (forward, loss, backward; one thread, eager), in interleaved rounds, over that of the float model."""
     import time
@@ -154,6 +166,7 @@ def main() -> None:
         "trained_on": len(bound.train),
         "measured_on": len(bound.test),
         "accuracy": {"float": accuracy(model, bound), "calibrated": accuracy(static, bound), "trained": accuracy(trained, bound)},
+        "outputs_that_differ_from_integer_truth": differing(trained, bound),
         "training": next((r.values for r in reversed(records) if r.kind == "training"), None),
     }
     write(line)
