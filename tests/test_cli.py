@@ -296,6 +296,14 @@ BAD_OPTIONS = [
     (OPTIMIZE, "--max-drop=-1", ("max_drop is -1.0", "expected a number of at least 0")),
     (OPTIMIZE, "--max-drop=nan", ("max_drop is nan", "expected a number of at least 0")),
     (COMPARE, "--max-drop=nan", ("--max-drop is nan", "expected a number")),
+    (COMPARE, "--max-drop=-0.01", ("--max-drop is -0.01", "expected a number of at least 0")),
+    (("compare", "model.onnx", "none.onnx", "--data", "none.npz"), "--max-drop=inf", ("--max-drop is inf",)),
+    (
+        ("optimize", "model.onnx", "--data", "data.npz", "--labels", "y.npy", "-o", "out"),
+        "--no-labels",
+        ("--labels y.npy came with --no-labels",),
+    ),
+    (("optimize", "model.onnx", "-o", "out"), "--no-labels", ("--no-labels came without --data", "give the data too")),
     (COMPARE, "--max-slowdown=0", ("--max-slowdown is 0.0", "expected a number above 0")),
     (COMPARE, "--max-slowdown=1.05", ("speed left out", "leave out one of the two")),
     (COMPARE, "--robust-samples=50", ("--robust-samples came without --robust", "give --robust too")),
@@ -458,7 +466,7 @@ def test_an_original_that_does_not_run_leaves_nothing(place, monkeypatch):
 
 def test_an_error_late_in_a_search_keeps_what_was_measured(place, monkeypatch, speeds):
     with monkeypatch.context() as late:
-        late.setattr(searching, "_choose", fails(BadInput("picture 7 of the test data is broken")))
+        late.setattr(searching, "choose", fails(BadInput("picture 7 of the test data is broken")))
         ended = optimize()
     assert (ended.code, ended.err) == (2, "hasten: picture 7 of the test data is broken\n")
     kept = (place / "out" / "records.jsonl").read_text()
@@ -723,6 +731,15 @@ def test_outputs_that_are_no_numbers_break_the_gate(place):
     gate = ("--data", "values.npz", "--metric", "mse", "--max-drop", "0.1", "--skip-speed")
     assert hasten("compare", "same.onnx", "same.onnx", *gate).code == 0
     assert hasten("compare", "same.onnx", "log.onnx", *gate).code == 6
+
+
+@pytest.mark.parametrize("gate", ["--max-drop=-1", "--max-slowdown=nan"])
+def test_a_gate_that_makes_no_sense_is_refused_before_anything_is_measured(place, monkeypatch, gate):
+    from hasten.measure import compare, process
+
+    for module, name in ((compare, "under_corruption"), (compare, "attributions"), (compare, "predictions"), (process, "Worker")):
+        monkeypatch.setattr(module, name, fails(AssertionError(f"{name} was called")))
+    refuses(place, "compare", "model.onnx", "model.onnx", "--data", "data.npz", "--robust", "--explain", gate, says=gate.split("=")[0])
 
 
 @pytest.mark.parametrize(("turns", "code"), [([1e-3], 0), ([2e-3], 6), ([5e-4, 3e-3], 7)], ids=["as fast", "half as fast", "noise"])

@@ -32,8 +32,7 @@ from hasten.doors.onnx import from_proto
 from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.measure.worker import run_batched
-from hasten.search import candidates, details, extras
-from hasten.search import optimize as searching
+from hasten.search import candidates, details, extras, finals
 from tests.conftest import MODELS, proto_of
 from tests.search.quick import few_recipes, quicken
 
@@ -283,7 +282,7 @@ def planned_times():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS", "time_once"):
             patch.setattr(judge, name, getattr(judge, name))
-        patch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
+        patch.setattr(finals, "MORE_PAIRS", finals.MORE_PAIRS)
         patch.setattr(candidates, "RECIPES", candidates.RECIPES)
         quicken()
         few_recipes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import importlib
 import json
 import typing
@@ -189,7 +190,8 @@ def needs_data(plan: Plan) -> bool:
 def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
     """The model that the plan makes of `model`, and the plan with all that its data showed, which replays without data.
 
-    Raises Refused if the plan was made for another model, or needs data and there is none.
+    Raises Refused if the plan was made for another model, or needs data and there is none. A training keeps its checkpoint in a folder under
+    `task.place`, named by what it was begun with.
     """
     if plan.source is not None and plan.source != model.digest:
         raise Refused(f"plan: made for a model with digest {plan.source[:12]}…, this one has {model.digest[:12]}…; use the original model")
@@ -201,9 +203,17 @@ def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
             if task is None or task.calibrate is None:
                 raise Refused(f"{technique.verb} needs data to calibrate on, and none came; give --data, or a plan that was run before")
             seen = technique.observe(model, step.settings, task)
-        model = technique.apply(model, step.settings, _with_observation(task, seen))
+        model = technique.apply(model, step.settings, _with_place(_with_observation(task, seen), technique, step.settings, model))
         done.append(PlannedStep(step.technique, step.settings, seen))
     return model, dataclasses.replace(plan, steps=tuple(done))
+
+
+def _with_place(task: BoundTask | None, technique: Row, settings: Any, model: Model) -> BoundTask | None:
+    """Under the task's place a folder for this very training, so that several plans share one that they all begin with."""
+    if task is None or task.place is None or not technique.learns:
+        return task
+    begun_with = json.dumps([technique.name, dataclasses.asdict(settings), model.digest, task.digest])
+    return dataclasses.replace(task, place=task.place / f"{technique.name}-{hashlib.sha256(begun_with.encode()).hexdigest()[:12]}")
 
 
 def _with_observation(task: BoundTask | None, seen: dict[str, Any] | None) -> BoundTask | None:

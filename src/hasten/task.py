@@ -111,7 +111,8 @@ class Task:
     metric: a name of `metrics.METRICS`, a function (outputs, labels), or `file.py:name`; `higher_is_better` is for functions. Where there are
     no labels, a function gets the original's outputs in their place.
     output: the output that is judged, the first by default. preprocess: a name, numbers or a function, for pictures.
-    label: the label column of a CSV or .npz. labels: labels that lie apart. seed: of the splits.
+    label: the label column of a CSV or .npz. labels: labels that lie apart; False: leave out whatever labels the data has, and judge agreement
+    with the original. seed: of the splits.
     train: data to train on, which permits training; where it is `data` itself, what validates and tests is left out of it.
     """
 
@@ -136,7 +137,7 @@ class Task:
         source = read(self.data, self.label, self.labels)
         output = self._output(model)
         apply = fit(source, model, self.preprocess)
-        test = read(self.test, self.label) if self.test is not None else None
+        test = read(self.test, self.label, False if self.labels is False else None) if self.test is not None else None
         own_test = (test.samples, test.labels) if test is not None else source.test
         indices, test_count, split_note = _split(len(source.samples), None if own_test is None else len(own_test[0]), self.seed)
         fitted = apply(source.samples)
@@ -182,7 +183,8 @@ class Task:
         """(the split to train on with its own labels, what to say of it, the digest of its data)."""
         from hasten.data.read import read
 
-        given = read(self.train, self.label, self.labels if self.train == self.data else None)
+        same = self.train is self.data or (isinstance(self.train, (str, Path)) and str(self.train) == str(self.data))
+        given = read(self.train, self.label, self.labels if same or self.labels is False else None)
         digest = given.samples.digest()
         if digest != source.samples.digest():
             fitted = Split(apply(given.samples), given.labels, np.arange(len(given.samples)))

@@ -23,9 +23,14 @@ class Voice:
         """`done` of `total` steps of a stage are done; the last call of a stage has them equal."""
 
     def candidate(
-        self, name: str, seconds: float | None = None, speed: float | None = None, accuracy: float | None = None, note: str = ""
+        self,
+        name: str,
+        seconds: float | None = None,
+        speed: float | None = None,
+        judged: tuple[str, float] | None = None,
+        note: str = "",
     ) -> None:
-        """What is now known of a candidate: seconds a call, times faster than the baseline, the metric's value, a remark."""
+        """What is now known of a candidate: seconds a call, times faster than the baseline, the metric's name and value, a remark."""
 
 
 class Told(Voice):

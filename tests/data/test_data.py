@@ -107,6 +107,24 @@ def test_a_zip_of_pictures_with_labels_and_one_of_another_size(tmp_path, picture
         Task(tmp_path / "p.zip", labels=tmp_path / "gone.csv").bind(pictures)
 
 
+def test_labels_that_are_there_can_be_left_out(tmp_path, pictures, table):
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for i in range(9):
+            archive.writestr(f"im/{i}.png", jpeg(i * 20, (8, 8)))
+        archive.writestr("labels.csv", "file,class_index\nmissing.png,1\n")
+    with pytest.raises(BadInput, match="row 1"):
+        Task(tmp_path / "p.zip").bind(pictures)
+    (tmp_path / "t.csv").write_text("a,b,c,d,label\n" + "1,2,3,4,0\n" * 9)
+    x = RNG.standard_normal((20, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=labels(20), x_test=x, y_test=labels(20))
+    for data, model in ((tmp_path / "p.zip", pictures), (tmp_path / "t.csv", table), (tmp_path / "d.npz", table), ((x, labels(20)), table)):
+        task = Task(data, labels=False).bind(model)
+        assert [s.labels for s in (task.calibrate, task.validate, task.test)] == [None, None, None]
+        assert "no labels: fidelity to the original is judged, by agreement" in task.notes
+    assert len(Task(tmp_path / "p.zip", labels=False).bind(pictures).test) > 0
+    assert Task((x, labels(20)), labels=False).bind(table).digest == Task(x).bind(table).digest != Task((x, labels(20))).bind(table).digest
+
+
 def test_one_subfolder_a_class(tmp_path, pictures):
     for number, name in enumerate(("cat", "dog", "eel")):
         (tmp_path / name).mkdir()

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 from hasten.data.source import Arrays
 from hasten.errors import BadInput
+from hasten.measure import robustness as measuring
 from hasten.measure.contestant import enter
-from hasten.measure.robustness import CORRUPTIONS, SAMPLES, Corrupted, applicable, robustness, sample
+from hasten.measure.robustness import CORRUPTIONS, LEAST, SAMPLES, Corrupted, _some, applicable, robustness, sample
 from hasten.measure.spread import FEATURES, PICTURE, TOKENS, spreads
 from hasten.model import Port
+from hasten.report.extras import robustness_words
 from hasten.runtimes import Target
 from hasten.task import Task
+from hasten.voice import Told, speaking
 from tests.conftest import model_of
 
 RNG = np.random.default_rng(0)
@@ -197,6 +201,32 @@ def test_the_same_model_loses_nothing_beyond_itself_and_a_rerun_gives_the_same_n
     assert found.words.startswith("no corruption costs the second model more than it costs the first; ")
     assert both(tmp_path, SOLID, SOLID, (X, Y), samples=50) == found
     assert both(tmp_path, SOLID, SOLID, (X, Y), samples=50, seed=1) != found
+
+
+def test_where_time_is_short_fewer_samples_are_drawn_and_it_is_said(tmp_path, monkeypatch):
+    whole = both(tmp_path, SOLID, SOLID, (X, Y))
+    assert (whole.samples, whole.limited) == (192, "")
+    monkeypatch.setattr(measuring, "SECONDS", 1e-3)
+    heard = []
+    with speaking(Told(heard.append)):
+        found = both(tmp_path, SOLID, SOLID, (X, Y))
+    assert (found.samples, found.available) == (LEAST, 192)
+    assert re.fullmatch(
+        r"20 samples, because 192 would take about \d+ s and 0 s are allowed \(--robust-samples for another number\)", found.limited
+    )
+    assert heard == [f"robustness: {found.limited}"]
+    assert robustness_words(found.to_json()).endswith(f"; {found.limited}")
+    assert found.levels[0].excess.high > 2 * whole.levels[0].excess.high, "the intervals are those of the fewer samples"
+    asked = both(tmp_path, SOLID, SOLID, (X, Y), samples=60)
+    assert (asked.samples, asked.limited) == (60, "")
+
+
+def test_fewer_samples_are_drawn_at_random_with_their_labels():
+    """And not the first ones: data is often sorted by class."""
+    clean = sample(Task((X, Y)).bind(SOLID), None, 0)[1]
+    few = _some(clean, 20, 0)
+    assert (np.diff(few.indices) > 0).all() and few.indices.max() > 100
+    np.testing.assert_array_equal(few.labels, clean.labels[few.indices])
 
 
 def test_without_labels_the_first_model_is_the_teacher_and_metrics_of_the_whole_set_work(tmp_path, monkeypatch):

@@ -25,12 +25,12 @@ def test_the_voice_is_the_one_set_around_the_job_and_silent_without():
 
 def test_lines_say_what_is_known_of_a_candidate_and_details_only_when_asked(capsys):
     lines = Lines()
-    lines.candidate("int8 static · openvino · 2T", 1.25e-4, 2.5, 0.98765, "final")
+    lines.candidate("int8 static · openvino · 2T", 1.25e-4, 2.5, ("accuracy", 0.98765), "final")
     lines.candidate("float16 · onnxruntime · 2T", note="its file is too large")
     lines.detail("more")
     Lines(verbose=True).detail("much more")
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split("  ")[-1].strip() == "125 µs (× 2.50) 0.9877 final"
+    assert out[0].split("  ")[-1].strip() == "125 µs (× 2.50) accuracy 0.9877 final"
     assert out[1].endswith("its file is too large")
     assert out[2:] == ["much more"]
 
@@ -55,11 +55,12 @@ def test_the_live_table_merges_what_is_known_fastest_first_and_counts_the_rest(s
     live = Live(console=screen)
     for number in range(SHOWN + 3):
         live.candidate(f"candidate {number}", 1e-3, 1.0 + number / 10)
-    live.candidate("candidate 14", accuracy=0.75)
+    live.candidate("candidate 14", judged=("f1", 0.75))
     live.step("first timing", 3, 20)
     text = io.StringIO()
     Console(file=text, width=120).print(live._picture())
     rows = text.getvalue().splitlines()
+    assert rows[0].split() == ["candidate", "time", "speed-up", "f1"]
     assert rows[1].split() == ["candidate", "14", "1", "ms", "×", "2.40", "0.7500"]
     assert "… and 3 more" in text.getvalue()
     assert "first timing" in rows[-1]

@@ -2,8 +2,11 @@
 
 import pytest
 
-from hasten.report import words
-from hasten.report.numbers import change, interval, metric, seconds, share, size, size_unit, time_unit, times
+from hasten.report import terminal, words
+from hasten.report.card import card
+from hasten.report.markdown import markdown
+from hasten.report.numbers import change, interval, metric, restless, seconds, share, size, size_unit, time_unit, times
+from hasten.report.page import page
 from tests.report.made import judged, result
 
 
@@ -11,7 +14,7 @@ def test_proven_is_said_with_its_numbers(tmp_path):
     found = result(tmp_path, "proven")
     assert words.headline(found) == "2.70 times faster, 3.6 times smaller, accuracy kept"
     assert words.speed(found)[0] == (
-        "2.70 × [2.51, 2.89] as fast as the unchanged model in onnxruntime: 456 µs against 1.23 ms for a call of 1 sample with 2 threads."
+        "2.70 × [2.51, 2.89] as fast as the original in onnxruntime: 456 µs against 1.23 ms for a call of 1 sample with 2 threads."
     )
     assert "over 6 rounds" in words.speed(found)[1]
     assert "differs by 2.1 %" in words.speed(found)[1]
@@ -21,6 +24,57 @@ def test_proven_is_said_with_its_numbers(tmp_path):
         budget
         == "The budget allows a drop of 0.01. It is kept, and the test data proves it: with 95 % confidence the drop is at most 0.0085."
     )
+
+
+def with_one_thread(found, first, alone):
+    """The chosen one on one thread, set against the original on two threads and, with `alone`, on one."""
+    best = found.manifest["candidates"][1]
+    best |= {"target": best["target"] | {"threads": 1}, "ratio": interval_of(first)}
+    best |= {"own_ratios": {"original · onnxruntime · 1T": interval_of(alone)}, "own_seconds": {"original · onnxruntime · 1T": 6.4e-4}}
+    return found
+
+
+def interval_of(estimate):
+    return {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1}
+
+
+def test_the_faster_of_two_baselines_counts_and_both_are_named(tmp_path):
+    found = with_one_thread(result(tmp_path), 3.2, 1.41)
+    assert (found.best.against, found.best.speed_up["estimate"]) == ("original · onnxruntime · 1T", 1.41)
+    assert words.headline(found).startswith("1.41 times faster, ")
+    assert words.speed(found)[:2] == [
+        "1.41 × [1.31, 1.51] as fast as the original on one thread: 456 µs against 640 µs for a call of 1 sample with 1 thread.",
+        "Against the original in onnxruntime on 2 threads: 3.20 × [3.10, 3.30].",
+    ]
+    first, second = terminal.verdict(found)[:2]
+    assert first.startswith(
+        "int8 static · openvino · 2T: 1.41 × faster [1.31, 1.51] than the original on one thread, 456 µs against 640 µs"
+    )
+    assert second == "against the original in onnxruntime on 2 threads: 3.20 × faster [3.10, 3.30]"
+    assert "1.41 × as fast" in page(found)
+    assert "against the original on one thread." in page(found)
+    assert "### hasten: 1.41 times faster" in markdown(found)
+
+    other = with_one_thread(result(tmp_path), 1.2, 1.5)
+    assert (other.best.against, other.best.speed_up["estimate"]) == (None, 1.2)
+    assert words.speed(other)[0].startswith(
+        "1.20 × [1.10, 1.30] as fast as the original in onnxruntime on 2 threads: 456 µs against 1.23 ms"
+    )
+
+
+def test_a_framework_that_is_faster_counts_too(tmp_path):
+    found = result(tmp_path)
+    found.manifest["candidates"][1]["own_ratios"] = {"keras": interval_of(1.5)}
+    assert words.speed(found)[0].startswith("1.50 × [1.40, 1.60] as fast as the original in keras, its own framework: 456 µs for a call")
+    assert words.speed(found)[1] == "Against the original in onnxruntime: 2.70 × [2.51, 2.89]."
+
+
+@pytest.mark.parametrize("floor", [0.099, 0.224])
+def test_a_restless_machine_is_said_everywhere(tmp_path, floor):
+    found = result(tmp_path, changes={"warnings": restless(floor)})
+    texts = [" ".join(terminal.verdict(found)), " ".join(words.speed(found)), markdown(found), card(found), page(found)]
+    says = "achine was restless (the original against itself, measured the same way, differs by 22 %): measure again on a quiet machine"
+    assert [says in text for text in texts] == [floor > 0.1] * 5
 
 
 def test_not_shown_never_sounds_like_proven(tmp_path):

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hasten.measure import energy, judge, layers
-from hasten.search import details
+from hasten.search import details, finals
 from hasten.search import optimize as searching
 from hasten.task import Task
 
 KNOBS = (
     (judge, {"ROUNDS": 2, "ROUND_SECONDS": 0.002, "CALLS_SECONDS": 0.002, "PAIRS": 2}),
-    (searching, {"MORE_PAIRS": 2}),
+    (finals, {"MORE_PAIRS": 2}),
     (energy, {"ROUNDS": 2, "SECONDS": 0.002}),
     (layers, {"SECONDS": 0.02}),
     (details, {"PROCESSES": 1, "CALLS_SECONDS": 0.002}),

@@ -81,14 +81,14 @@ def test_details_are_stored_and_not_measured_again(digits_cnn, digits, tmp_path,
 
 
 def test_past_the_time_limit_nothing_is_begun(digits_cnn, digits, tmp_path, monkeypatch):
-    choose = searching._choose
+    choose = searching.choose
 
     def late(run, tried):
         chosen = choose(run, tried)
         run.started = time.monotonic() - 1000
         return chosen
 
-    monkeypatch.setattr(searching, "_choose", late)
+    monkeypatch.setattr(searching, "choose", late)
     found = optimize(digits_cnn, digits, tmp_path, time_limit=500.0).manifest["details"]
     assert not found.keys() & {*MEASURED, "flips"}
     assert {"history", "splits"} <= found.keys()

@@ -12,7 +12,7 @@ from hasten.errors import BadInput
 from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.measure.statistics import tango
-from hasten.search import optimize as searching
+from hasten.search import finals
 from hasten.search.budget import Budget
 from hasten.search.guard import Guard, broken_guard, check_guards, guarded, parse_guard
 from hasten.task import Task
@@ -117,7 +117,7 @@ def test_guards_that_can_not_be_judged():
 def quick(monkeypatch):
     for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS"):
         monkeypatch.setattr(judge, name, getattr(judge, name))
-    monkeypatch.setattr(searching, "MORE_PAIRS", searching.MORE_PAIRS)
+    monkeypatch.setattr(finals, "MORE_PAIRS", finals.MORE_PAIRS)
     quicken()
 
     def time_once(subject, feeds, percentile=50.0):

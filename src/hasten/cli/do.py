@@ -23,6 +23,7 @@ from hasten.cli.options import (
     LowerOpt,
     MetricOpt,
     ModelArg,
+    NoLabelsOpt,
     OutOpt,
     OutputOpt,
     PreprocessOpt,
@@ -34,6 +35,7 @@ from hasten.cli.options import (
     ShapeOpt,
     TestOpt,
     ThreadsOpt,
+    TrainDataOpt,
     VerboseOpt,
     is_given,
     names,
@@ -53,6 +55,7 @@ def optimize(
     context: typer.Context,
     model: ModelArg,
     data: DataOpt = None,
+    train_data: TrainDataOpt = None,
     out: OutOpt = None,
     purpose: Annotated[
         str | None,
@@ -78,9 +81,11 @@ def optimize(
     ] = None,
     guard_drop: Annotated[float, typer.Option("--guard-drop", help="Drop of a guarded recall that is allowed, absolute.")] = 0.0,
     recipes: Annotated[str, typer.Option("--recipes", help="Recipes to try, by commas, such as 'graph,int8 static'; all by default.")] = "",
+    no_training: Annotated[bool, typer.Option("--no-training", help="Train nothing, although --train-data came.")] = False,
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
+    no_labels: NoLabelsOpt = False,
     preprocess: PreprocessOpt = None,
     metric: MetricOpt = "accuracy",
     lower_is_better: LowerOpt = False,
@@ -110,6 +115,8 @@ def optimize(
     [bold]hasten optimize lenet.onnx --data mnist/ --max-drop 0.005 -o lenet.hasten[/]
 
     [bold]hasten optimize model.onnx --data images.zip --labels labels.csv --preprocess imagenet-torch --for realtime[/]
+
+    [bold]hasten optimize lenet.onnx --data mnist/ --train-data mnist/ --time-limit 20m[/]
     """
     from hasten import doors
     from hasten.measure.energy import WATTS_PER_CORE
@@ -120,7 +127,7 @@ def optimize(
 
     watts = WATTS_PER_CORE if watts_per_core is None else watts_per_core
     samples_alone(robust, robust_samples, explain, explain_samples)
-    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed, no_labels, train_data)
     budget = {
         "max_drop": max_drop,
         "min_agreement": min_agreement,
@@ -135,6 +142,7 @@ def optimize(
         "strict": strict,
         "runtimes": names(runtimes),
         "recipes": names(recipes),
+        "training": not no_training,
         "guards": tuple(guard or ()),
         "guard_drop": guard_drop,
         "seed": seed,
@@ -165,7 +173,7 @@ def optimize(
         raise NothingBetter(result.reason)
 
 
-OPTION = {"guards": "guard"}
+OPTION = {"guards": "guard", "training": "no_training"}
 """Fields of the budget whose parameter has another name."""
 
 

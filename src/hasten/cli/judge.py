@@ -23,6 +23,7 @@ from hasten.cli.options import (
     LowerOpt,
     MetricOpt,
     ModelArg,
+    NoLabelsOpt,
     OutputOpt,
     PreprocessOpt,
     PriceOpt,
@@ -141,6 +142,7 @@ def compare(
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
+    no_labels: NoLabelsOpt = False,
     preprocess: PreprocessOpt = None,
     metric: MetricOpt = "accuracy",
     lower_is_better: LowerOpt = False,
@@ -165,7 +167,8 @@ def compare(
     from hasten.report.terminal import show_comparison
 
     samples_alone(robust, robust_samples, explain, explain_samples)
-    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    comparing.check_gates(max_drop, max_slowdown, not skip_speed)
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed, no_labels)
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         sides = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in (before, after)]
         task = options.task().bind(sides[0].model)
@@ -197,6 +200,7 @@ def verify(
     test: TestOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
+    no_labels: NoLabelsOpt = False,
     preprocess: PreprocessOpt = None,
     metric: MetricOpt = "accuracy",
     lower_is_better: LowerOpt = False,
@@ -215,7 +219,7 @@ def verify(
     from hasten.measure import verify as verifying
     from hasten.report.terminal import show_claims
 
-    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed)
+    options = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better, output, seed, no_labels)
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         claims = verifying.verify(Path(folder), Path(private), options.task(), skip_speed, rounds)
     if as_json:

@@ -27,6 +27,7 @@ TrainDataOpt = Annotated[
 ]
 TestOpt = Annotated[str | None, typer.Option("--test", help="Data that judges, where it lies apart.")]
 LabelsOpt = Annotated[str | None, typer.Option("--labels", help="Labels that lie apart: a CSV file,class_index for pictures, or .npy.")]
+NoLabelsOpt = Annotated[bool, typer.Option("--no-labels", help="Leave the data's labels out: agreement with the original is judged.")]
 LabelOpt = Annotated[str | None, typer.Option("--label", help="The label's column in a CSV, or its array in an .npz.")]
 PreprocessOpt = Annotated[
     str | None,
@@ -59,7 +60,10 @@ RobustOpt = Annotated[
     bool, typer.Option("--robust", help="Also under noise, blur, contrast, …, dropout, out of range; and the calibration error.")
 ]
 RobustSamplesOpt = Annotated[
-    int | None, typer.Option("--robust-samples", min=2, help="Samples for --robust; 500, and fewer where they are large, by default.")
+    int | None,
+    typer.Option(
+        "--robust-samples", min=2, help="Samples for --robust; by default 500, and fewer where they are large or a minute would not do."
+    ),
 ]
 ExplainOpt = Annotated[bool, typer.Option("--explain", help="Also whether both look at the same places: occlusion attributions.")]
 ExplainSamplesOpt = Annotated[int | None, typer.Option("--explain-samples", min=2, help="Samples for --explain; 32 by default.")]
@@ -79,6 +83,7 @@ class DataOptions:
     lower_is_better: bool = False
     output: str | None = None
     seed: int = 0
+    no_labels: bool = False
     train: str | None = None
 
     def task(self) -> Any:
@@ -91,7 +96,11 @@ class DataOptions:
             for name in ("test", "labels", "label", "preprocess"):
                 if getattr(self, name) is not None:
                     raise BadInput(f"--{name} came without --data; give the data too")
+            if self.no_labels:
+                raise BadInput("--no-labels came without --data; give the data too")
             return None
+        if self.no_labels and self.labels is not None:
+            raise BadInput(f"--labels {self.labels} came with --no-labels; leave out one of the two")
         return Task(
             self.data,
             test=self.test,
@@ -100,7 +109,7 @@ class DataOptions:
             output=self.output,
             preprocess=self.preprocess,
             label=self.label,
-            labels=self.labels,
+            labels=False if self.no_labels else self.labels,
             seed=self.seed,
             train=self.train,
         )

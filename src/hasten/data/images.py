@@ -88,7 +88,7 @@ class Images:
 
 
 def read_images(path: Path, label: str | None, labels: Any) -> Source:
-    """Raises BadInput where there is no picture, a labelled file is missing, or the labels can't be read."""
+    """Raises BadInput where there is no picture, a labelled file is missing, or the labels can't be read. `labels` False: none are looked for."""
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if _is_image(n)]
@@ -114,7 +114,7 @@ def read_images(path: Path, label: str | None, labels: Any) -> Source:
         return Source(
             Images(path, ordered), marks, images=True, notes=(f"labels: {len(folders)} subfolders, numbered by their sorted names",)
         )
-    return Source(Images(path, tuple(sorted(names))), None if labels is None else np.asarray(labels), images=True)
+    return Source(Images(path, tuple(sorted(names))), None if labels is None or labels is False else np.asarray(labels), images=True)
 
 
 def _match(text: str, names: list[str]) -> tuple[tuple[str, ...], Array]:

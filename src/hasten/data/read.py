@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import struct
 import zipfile
@@ -24,10 +25,14 @@ INPUT_NAMES = ("x", "data", "images", "inputs", "features", "X")
 
 
 def read(source: Any, label: str | None = None, labels: Any = None) -> Source:
-    """Raises BadInput for what is not there or not understood. `label`: a CSV's label column; `labels`: a labels file for images, or an array."""
-    if isinstance(source, (str, Path)):
-        return _read_path(str(source), label, labels)
-    return _read_object(source, labels)
+    """Raises BadInput for what is not there or not understood.
+
+    `label`: a CSV's label column; `labels`: a labels file for images, an array, or False: whatever labels the data has are left out.
+    """
+    found = _read_path(str(source), label, labels) if isinstance(source, (str, Path)) else _read_object(source, labels)
+    if labels is False:
+        return dataclasses.replace(found, labels=None, test=None if found.test is None else (found.test[0], None))
+    return found
 
 
 def _read_path(text: str, label: str | None, labels: Any) -> Source:
@@ -99,7 +104,7 @@ def _split_label(arrays: Mapping[str, Array], label: str | None, what: str) -> t
 
 def _labels_beside(labels: Any) -> Array | None:
     """Labels given apart: an array, or a .npy or one-column text file."""
-    if labels is None:
+    if labels is None or labels is False:
         return None
     if isinstance(labels, (str, Path)):
         path = Path(labels)

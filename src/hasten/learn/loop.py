@@ -53,7 +53,8 @@ class Loop:
     """What every training has. `batch` samples a step, in `accumulate` pieces one after the other (less memory, the same step). `rate` is the
     largest learning rate, reached after the share `warm_up` of all steps. `clip`: the largest norm of the gradient, 0 for none. `average`:
     decay of the moving average of the weights, 0 for none. `patience`: epochs without a better value on `validate` before it stops, 0 for
-    never. `until`: the metric's value at which it stops. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
+    never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
+    known how long one takes; 0 for no limit. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
     crop:4, flip, rotate:10, zoom:0.1, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
     processes (torch.distributed), among which a batch is divided.
     """
@@ -69,6 +70,7 @@ class Loop:
     average: float = 0.0
     patience: int = 0
     until: float | None = None
+    seconds: float = 0.0
     precision: str = "float32"
     compile: str = "auto"
     augment: tuple[str, ...] = ()
@@ -81,7 +83,14 @@ class Loop:
         for name, least in (("epochs", 0), ("batch", 1), ("accumulate", 1), ("patience", 0), ("workers", 0), ("processes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{verb}: {name} is {getattr(self, name)}, expected at least {least}")
-        for name, high in (("rate", math.inf), ("weight_decay", math.inf), ("clip", math.inf), ("warm_up", 1.0), ("average", 1.0)):
+        for name, high in (
+            ("rate", math.inf),
+            ("weight_decay", math.inf),
+            ("clip", math.inf),
+            ("seconds", math.inf),
+            ("warm_up", 1.0),
+            ("average", 1.0),
+        ):
             value = getattr(self, name)
             if not 0 <= value < high or (name == "rate" and value == 0):
                 raise BadInput(f"{verb}: {name} is {value}, expected a number {'above' if name == 'rate' else 'from'} 0 below {high:g}")
@@ -199,6 +208,8 @@ class _Training:
             self.trainee.executor.module.train()
             begun = time.perf_counter()
             for batch in self.batches.epoch(epoch, start):
+                if self.done >= self.steps:
+                    break
                 self._step(batch, epoch)
                 now = time.perf_counter()
                 self.times.append(now - begun)
@@ -286,6 +297,8 @@ class _Training:
 
     def _choose_compiled(self) -> None:
         """After LOOK eager steps: compile where the rest is long enough, and keep it where it was faster in the same number of steps."""
+        if len(self.times) in (LOOK, 2 * LOOK) and self.settings.seconds:
+            self._fit_into(self.settings.seconds - self.seconds - self.epoch_seconds, statistics.median(self.times[2:][-LOOK + 2 :]))
         if self.compiled is not None or len(self.times) < LOOK:
             return
         eager = statistics.median(self.times[2:LOOK])
@@ -303,6 +316,13 @@ class _Training:
             voice().say(
                 f"training: a compiled step takes {compiled / eager:.2f} × the time of an eager one: {'kept' if self.compiled else 'not kept'}"
             )
+
+    def _fit_into(self, seconds: float, a_step: float) -> None:
+        """Cut the number of steps, and with it the schedule of the rate, to what the time allows."""
+        allowed = self.team.agree(self.done + max(0, int(seconds / a_step)))
+        if allowed < self.steps:
+            voice().say(f"training: {allowed} of {self.steps} steps fit into {self.settings.seconds:g} s")
+            self.steps = allowed
 
     # --- one epoch
 

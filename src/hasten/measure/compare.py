@@ -104,10 +104,7 @@ def compare(
     Gates: `max_drop` by the one-sided 95 % bounds of the drop; `max_slowdown`, such as 1.05, by the interval of the ratio. A gate is kept or
     broken where the interval says so, not decided where it lies across.
     """
-    if max_drop is not None and not math.isfinite(max_drop):
-        raise BadInput(f"--max-drop is {max_drop}, expected a number such as 0.01 for one point of accuracy")
-    if max_slowdown is not None and not 0 < max_slowdown < math.inf:
-        raise BadInput(f"--max-slowdown is {max_slowdown}, expected a number above 0, such as 1.05 for 5 % slower")
+    check_gates(max_drop, max_slowdown, speed)
     split = test_split(task)
     outputs = predictions(before, task, split), predictions(after, task, split)
     labels = split.labels if split.labels is not None else outputs[0]
@@ -130,6 +127,16 @@ def compare(
         None if max_drop is None else _drop_gate(difference, metric.higher_is_better, max_drop),
         None if max_slowdown is None else _speed_gate(timed, max_slowdown),
     )
+
+
+def check_gates(max_drop: float | None, max_slowdown: float | None, speed: bool = True) -> None:
+    """Raises BadInput for limits that make no sense, or that nothing will be measured for. To be called before anything is measured."""
+    if max_drop is not None and not 0 <= max_drop < math.inf:
+        raise BadInput(f"--max-drop is {max_drop}, expected a number of at least 0, such as 0.01 for one point of accuracy")
+    if max_slowdown is not None and not 0 < max_slowdown < math.inf:
+        raise BadInput(f"--max-slowdown is {max_slowdown}, expected a number above 0, such as 1.05 for 5 % slower")
+    if max_slowdown is not None and not speed:
+        raise BadInput("a limit on the slow-down came with speed left out; leave out one of the two")
 
 
 def under_corruption(
@@ -201,8 +208,7 @@ def _drop_gate(difference: Interval, higher_is_better: bool, max_drop: float) ->
 
 
 def _speed_gate(timed: Benchmark | None, max_slowdown: float) -> str:
-    if timed is None:
-        raise BadInput("a limit on the slow-down came with speed left out; leave out one of the two")
+    assert timed is not None, "check_gates refuses a limit without a measurement"
     ratio = timed.standings[1].ratio
     if ratio is None:
         return UNDECIDED

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,8 +32,12 @@ from hasten.voice import voice
 
 Array = NDArray[Any]
 SAMPLES, FEWEST_SAMPLES, VALUES = 500, 50, 24_000_000
-"""Samples that are corrupted: at most SAMPLES, and of large ones (pictures of 224 × 224, say: 159) as many as hold VALUES numbers, so that
-an ImageNet model is done in about a minute; FEWEST_SAMPLES at least."""
+"""Samples that are held in memory to be corrupted: at most SAMPLES, and of large ones (pictures of 224 × 224, say: 159) as many as hold VALUES
+numbers; FEWEST_SAMPLES at least."""
+
+SECONDS, PROBE, LEAST = 60.0, 8, 20
+"""Where no number of samples was asked for: about so long for both models together, as estimated from PROBE samples under each corruption, and
+so many samples at least, however long they take."""
 
 
 # --- the corruptions: one sample in, one sample out, values in float32
@@ -189,8 +194,9 @@ class Level:
 class Robustness:
     """Both models under every corruption that applies, on `samples` of the `available` ones.
 
-    `worst`: the level with the largest excess. `bound`: what no excess exceeds, all levels at once 95 % sure (Bonferroni); None for a metric
-    of the whole set. `mean_excess`: over all levels. `words`: the same as a sentence.
+    `limited`: why there are no more samples, empty where there are as many as were wanted. `worst`: the level with the largest excess. `bound`:
+    what no excess exceeds, all levels at once 95 % sure (Bonferroni); None for a metric of the whole set. `mean_excess`: over all levels.
+    `words`: the same as a sentence.
     """
 
     metric: str
@@ -205,6 +211,7 @@ class Robustness:
     bound: float | None
     mean_excess: float
     words: str
+    limited: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -220,7 +227,8 @@ def robustness(
 ) -> Robustness:
     """Two models on the test split of `task` under every corruption that applies to one of their inputs (`ports`), each in its worker.
 
-    samples: how many to take, None: as SAMPLES says. Without labels the first model's answer to the clean sample is the label.
+    samples: how many to take; None: as SAMPLES says, and fewer where that would take longer than SECONDS. Without labels the first model's answer
+    to the clean sample is the label.
     Raises BadInput where no corruption applies, WorkerFailed where a model does not run.
     """
     available, clean = sample(task, samples, seed)
@@ -232,6 +240,10 @@ def robustness(
             first, second = judge.predict_side_by_side((one, other), split, task.output, before.target.batch)
             return first, second
 
+        def corrupt(split: Split, corruption: Corruption, strength: float) -> Split:
+            return dataclasses.replace(split, samples=Corrupted(split.samples, corruption, strength, about, seed))
+
+        clean, limited = (clean, "") if samples is not None else _in_time(clean, rows, predict, corrupt, seed)
         untouched = predict(clean)
         labels = clean.labels if clean.labels is not None else untouched[0]
         metric = decide(task.metric, untouched[0], labels)
@@ -239,15 +251,15 @@ def robustness(
         for number, corruption in enumerate(rows):
             voice().step("corruptions", number, len(rows))
             for strength in corruption.strengths:
-                split = dataclasses.replace(clean, samples=Corrupted(clean.samples, corruption, strength, about, seed))
-                level, bound = _level(metric, corruption, strength, untouched, predict(split), labels, len(rows) * 5)
+                answers = predict(corrupt(clean, corruption, strength))
+                level, bound = _level(metric, corruption, strength, untouched, answers, labels, len(rows) * 5)
                 levels.append(level)
                 bounds.append(bound)
             last = levels[-1]
             voice().detail(f"  {corruption.name}: {metric.name} {last.before:.4f} and {last.after:.4f} at strength {last.strength:g}")
     voice().step("corruptions", len(rows), len(rows))
     values = metric.value(untouched[0], labels), metric.value(untouched[1], labels)
-    return _summary(metric, len(clean), available, seed, values, tuple(levels), bounds)
+    return dataclasses.replace(_summary(metric, len(clean), available, seed, values, tuple(levels), bounds), limited=limited)
 
 
 def sample(task: BoundTask, samples: int | None, seed: int) -> tuple[int, Split]:
@@ -258,9 +270,40 @@ def sample(task: BoundTask, samples: int | None, seed: int) -> tuple[int, Split]
     if samples is None:
         size = sum(v.size for v in next(split.batches(1)).values())
         samples = min(SAMPLES, max(FEWEST_SAMPLES, VALUES // size))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:samples])
-    held = Arrays(split.samples.take(split.indices[chosen]))
-    return len(split), Split(held, None if split.labels is None else split.labels[chosen], np.arange(len(chosen)))
+    drawn = _some(split, samples, seed)
+    return len(split), Split(Arrays(drawn.samples.take(drawn.indices)), drawn.labels, np.arange(len(drawn)))
+
+
+def _in_time(
+    clean: Split,
+    rows: Sequence[Corruption],
+    predict: Callable[[Split], tuple[Array, Array]],
+    corrupt: Callable[[Split, Corruption, float], Split],
+    seed: int,
+) -> tuple[Split, str]:
+    """As many of the samples as SECONDS allow, drawn at random, and why there are fewer (empty where there are not)."""
+    few = _some(clean, PROBE, seed)
+    predict(few)  # a first call takes longer
+    start = time.perf_counter()
+    for corruption in rows:
+        predict(corrupt(few, corruption, corruption.strengths[2]))
+    spent = time.perf_counter() - start
+    all_levels = spent * len(rows[0].strengths) * len(clean) / len(few)
+    if all_levels <= SECONDS or len(clean) <= LEAST:
+        return clean, ""
+    count = max(LEAST, int(len(clean) * SECONDS / all_levels))
+    limited = (
+        f"{count} samples, because {len(clean)} would take about {all_levels:.0f} s and {SECONDS:.0f} s are allowed "
+        "(--robust-samples for another number)"
+    )
+    voice().say(f"robustness: {limited}")
+    return _some(clean, count, seed), limited
+
+
+def _some(split: Split, count: int, seed: int) -> Split:
+    """So many of the split's samples, drawn at random, in their order."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
+    return Split(split.samples, None if split.labels is None else split.labels[chosen], split.indices[chosen])
 
 
 def applicable(about: Mapping[str, Spread], ports: Sequence[Port]) -> tuple[Corruption, ...]:

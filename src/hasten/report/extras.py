@@ -37,7 +37,9 @@ def robustness_title(found: Json) -> str:
 
 
 def robustness_words(found: Json) -> str:
-    return f"robustness: {found['words']}; {found['samples']} samples"
+    """The sentence, and on how many samples it rests; why, where they are fewer than was wanted."""
+    samples = found.get("limited") or f"{found['samples']} samples"
+    return f"robustness: {found['words']}; {samples}"
 
 
 def calibration_line(found: Json) -> str:

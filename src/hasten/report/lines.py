@@ -41,12 +41,17 @@ class Lines(Voice):
         self.say(f"{what}: {done} of {total}{left}")
 
     def candidate(
-        self, name: str, seconds: float | None = None, speed: float | None = None, accuracy: float | None = None, note: str = ""
+        self,
+        name: str,
+        seconds: float | None = None,
+        speed: float | None = None,
+        judged: tuple[str, float] | None = None,
+        note: str = "",
     ) -> None:
         facts = [
             spelled(seconds) if seconds is not None else "",
             f"(× {speed:.2f})" if speed is not None else "",
-            f"{accuracy:.4f}" if accuracy is not None else "",
+            f"{judged[0]} {judged[1]:.4f}" if judged is not None else "",
             note,
         ]
         self.say(f"  {name:42} {' '.join(f for f in facts if f)}".rstrip())

@@ -22,7 +22,7 @@ SHOWN = 12
 class _Row:
     seconds: float | None = None
     speed: float | None = None
-    accuracy: float | None = None
+    judged: tuple[str, float] | None = None
     note: str = ""
 
 
@@ -66,13 +66,18 @@ class Live(Voice):
             self._progress.remove_task(self._stages.pop(what))
 
     def candidate(
-        self, name: str, seconds: float | None = None, speed: float | None = None, accuracy: float | None = None, note: str = ""
+        self,
+        name: str,
+        seconds: float | None = None,
+        speed: float | None = None,
+        judged: tuple[str, float] | None = None,
+        note: str = "",
     ) -> None:
         before = self._rows.get(name, _Row())
         self._rows[name] = _Row(
             before.seconds if seconds is None else seconds,
             before.speed if speed is None else speed,
-            before.accuracy if accuracy is None else accuracy,
+            before.judged if judged is None else judged,
             note or before.note,
         )
 
@@ -80,14 +85,15 @@ class Live(Voice):
         return Group(self._table(), self._progress) if self._rows else Group(self._progress)
 
     def _table(self) -> Table:
-        table = Table("candidate", "time", "speed-up", "metric", "", box=None, padding=(0, 2, 0, 0))
+        metric = next((row.judged[0] for row in self._rows.values() if row.judged), "metric")
+        table = Table("candidate", "time", "speed-up", metric, "", box=None, padding=(0, 2, 0, 0))
         rows = sorted(self._rows.items(), key=lambda item: -(item[1].speed or 0.0))
         for name, row in rows[:SHOWN]:
             table.add_row(
                 name,
                 spelled(row.seconds),
                 f"× {row.speed:.2f}" if row.speed is not None else "–",
-                f"{row.accuracy:.4f}" if row.accuracy is not None else "–",
+                f"{row.judged[1]:.4f}" if row.judged is not None else "–",
                 Text(row.note, overflow="ellipsis", no_wrap=True),
                 style="bold" if row.speed is not None and row.speed > 1 and not row.note else "dim" if row.note else "",
             )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+RESTLESS_FLOOR = 0.10
+"""From this noise floor on, the machine is called restless and its ratios are not to be relied on; a quiet one has 1 to 5 %."""
+
 
 def seconds(value: float | None) -> str:
     """A time, `12.3 µs`."""
@@ -64,6 +67,16 @@ def change(value: float | None) -> str:
 def share(value: float | None, digits: int = 0) -> str:
     """A share, `97 %`."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def restless(floor: float | None) -> list[str]:
+    """The warning, where the noise floor is so high that the machine had something else to do; nothing where it was quiet."""
+    if floor is None or not floor >= RESTLESS_FLOOR:
+        return []
+    return [
+        f"the machine was restless (the original against itself, measured the same way, differs by {share(floor)}): "
+        "measure again on a quiet machine before relying on the ratio"
+    ]
 
 
 def time_unit(largest: float) -> tuple[str, float]:

@@ -86,7 +86,7 @@ def _context(result: Result) -> tuple[dict[str, pictures.Spec], dict[str, Any]]:
         "reason": result.reason,
         "chosen": result.best.name,
         "runtime": manifest["runtime"],
-        "baseline_runtime": words.original(result).runtime,
+        "baseline": words.baselines(result)[0][0] if result.best.ratio else "",
         "judged": manifest["judged"] is not None,
         "metric": words.name(result),
         "claims": _claims(result),
@@ -113,7 +113,7 @@ def _context(result: Result) -> tuple[dict[str, pictures.Spec], dict[str, Any]]:
 def _claims(result: Result) -> list[dict[str, Any]]:
     best, state = result.best, words.accuracy_state(result)
     figures = {
-        "speed": f"{best.ratio['estimate']:.2f} × as fast" if result.better and best.ratio else "as fast as before",
+        "speed": f"{best.speed_up['estimate']:.2f} × as fast" if result.better and best.speed_up else "as fast as before",
         "size": words.smaller(result) if result.better else "unchanged",
     }
     return [

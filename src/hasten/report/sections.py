@@ -85,6 +85,7 @@ def robustness(result: Result, found: Found) -> Section | None:
         for i, (name, levels) in enumerate(by_name.items())
     ]
     note = f"{given['metric']} on {given['samples']} of {given['available']} test samples, five strengths of each corruption, seed {given['seed']}."
+    note += f" {_sentence(given['limited'])}" if given.get("limited") else ""
     return Section("robustness", "When the input is worse", [_sentence(given["words"])], plots, _levels(by_name), note)
 
 

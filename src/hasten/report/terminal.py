@@ -13,7 +13,7 @@ from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
 from hasten.measure.cost import FORMULA
 from hasten.measure.verify import Claim
-from hasten.report import extras
+from hasten.report import extras, words
 from hasten.report.numbers import count, seconds, size
 from hasten.search.result import Choice, Result
 
@@ -54,23 +54,25 @@ def _show_candidates(result: Result, console: Console) -> None:
 
 def verdict(result: Result) -> list[str]:
     """What came out, in words."""
-    best, baseline = result.best, next(c for c in result.candidates if c.recipe == "original" and c.runtime == "onnxruntime")
+    best, baseline = result.best, words.original(result)
     machine = result.manifest["machine"]["cpu"]
     if not result.better or best.ratio is None:
         usable = f"{result.folder}: usable as it is; measured on {machine}"
         return [f"the original is returned: {result.reason}", *extra_lines(result), *advice_line(result), usable]
-    ratio = best.ratio
-    lines = [
-        f"{best.name}: {ratio['estimate']:.2f} × faster [{ratio['low']:.2f}, {ratio['high']:.2f}] than the original in onnxruntime, "
-        f"{seconds(best.seconds)} against {seconds(baseline.seconds)} a call of {best.target['batch']}, on {machine}"
-    ]
-    for name, own in (best.own_ratios or {}).items():
-        lines.append(f"against {name}, the model's own framework: {own['estimate']:.2f} × faster [{own['low']:.2f}, {own['high']:.2f}]")
+    (name, ratio, spent), *others = words.baselines(result)
+    against = f"{seconds(best.seconds)} against {seconds(spent)}" if spent is not None else seconds(best.seconds)
+    lines = [f"{best.name}: {_faster(ratio)} than {name}, {against} a call of {best.target['batch']}, on {machine}"]
+    lines += [f"against {name}: {_faster(ratio)}" for name, ratio, _ in others]
+    lines += [f"beware: {line}" for line in result.warnings]
     lines.append(f"size: {size(best.size)}, {baseline.size / best.size:.2f} × smaller; A/A noise floor {best.noise_floor or 0:.1%}")
     lines.append(accuracy_line(best, result))
     lines += extra_lines(result) + guard_line(best) + advice_line(result)
     lines.append(f"run it: python {result.folder / 'run.py'} --measure   check it: hasten verify {result.folder}")
     return lines
+
+
+def _faster(ratio: dict[str, float]) -> str:
+    return f"{ratio['estimate']:.2f} × faster [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 EXTRA_LINES = (

@@ -25,9 +25,10 @@ def original(result: Result) -> Choice:
 def headline(result: Result) -> str:
     """What came out, as short as can be."""
     best = result.best
-    if not result.better or best.ratio is None:
+    ratio = best.speed_up
+    if not result.better or ratio is None:
         return "The original is kept: nothing better was shown"
-    speed = f"{best.ratio['estimate']:.2f} times faster" if best.ratio["low"] > 1 else "Not slower"
+    speed = f"{ratio['estimate']:.2f} times faster" if ratio["low"] > 1 else "Not slower"
     kept = {"proven": f"{name(result)} kept", "not shown": f"{name(result)} likely kept", NOT_JUDGED: "the results kept"}
     return f"{speed}, {smaller(result)}, {kept.get(accuracy_state(result), accuracy_state(result))}"
 
@@ -55,16 +56,18 @@ def accuracy_state(result: Result) -> str:
 
 
 def speed(result: Result) -> list[str]:
-    """How fast, against what, how sure."""
+    """How fast, against the fastest of the baselines and then the others, how sure; first of all, where the machine was restless, that.
+
+    Where the original is returned the reason holds that warning.
+    """
     best, before = result.best, original(result)
     if not result.better or best.ratio is None:
         return [f"The original takes {seconds(before.seconds)} for {a_call(before)} in {before.runtime}."]
-    lines = [
-        f"{times(best.ratio['estimate'])} {interval(best.ratio)} as fast as the unchanged model in {before.runtime}: "
-        f"{seconds(best.seconds)} against {seconds(before.seconds)} for {a_call(best)}."
-    ]
-    for own, ratio in (best.own_ratios or {}).items():
-        lines.append(f"Against {own}, the model's own framework: {times(ratio['estimate'])} {interval(ratio)}.")
+    (name, ratio, spent), *others = baselines(result)
+    against = f"{seconds(best.seconds)} against {seconds(spent)}" if spent is not None else seconds(best.seconds)
+    warnings = [f"{capital(line)}." for line in result.warnings]
+    lines = [*warnings, f"{times(ratio['estimate'])} {interval(ratio)} as fast as {name}: {against} for {a_call(best)}."]
+    lines += [f"Against {name}: {times(ratio['estimate'])} {interval(ratio)}." for name, ratio, _ in others]
     rounds = result.manifest.get("details", {}).get("rounds")
     many = f"{rounds} rounds" if rounds else "rounds"
     lines.append(
@@ -72,6 +75,28 @@ def speed(result: Result) -> list[str]:
         f"differs by {100 * (best.noise_floor or 0):.1f} %: below that nothing is claimed."
     )
     return lines
+
+
+def baselines(result: Result) -> list[tuple[str, dict[str, float], float | None]]:
+    """Each baseline that the chosen one was set against, in words, with the speed-up and its seconds; the fastest, which counts, first."""
+    best, before = result.best, original(result)
+    assert best.ratio is not None
+    found = [("", best.ratio, before.seconds)]
+    found += [(name, ratio, (best.own_seconds or {}).get(name)) for name, ratio in (best.own_ratios or {}).items()]
+    found.sort(key=lambda one: one[1]["estimate"])
+    return [(baseline_name(result, name), ratio, spent) for name, ratio, spent in found]
+
+
+def baseline_name(result: Result, name: str) -> str:
+    """`the original in onnxruntime`; its threads too where the chosen one has others. `name`: of `own_ratios`, or empty."""
+    before, best = original(result), result.best
+    if name.startswith(f"{before.recipe} · "):
+        return "the original on one thread"
+    if name:
+        return f"the original in {name}, its own framework"
+    threads = before.target["threads"]
+    one_thread = best.target["threads"] != threads or any(key.startswith(before.recipe) for key in best.own_ratios or {})
+    return f"the original in {before.runtime}{f' on {threads} threads' if one_thread else ''}"
 
 
 def a_call(choice: Choice) -> str:

@@ -21,7 +21,7 @@ class Budget:
 
     `max_drop` is absolute, in the metric's own unit; without labels the budget is `min_agreement` with the original instead.
     `guards` (`recall:1`, `recall:all`) forbid that the recall of a class falls by more than `guard_drop`; see `search/guard.py`.
-    `recipes`: names of those to try, all by default. `purpose`: the profile that some of the values came from.
+    `recipes`: names of those to try, all by default. `training`: whether candidates may be trained, where the task has data for it. `purpose`: the profile that some of the values came from.
     Raises BadInput for a value that makes no sense.
     """
 
@@ -41,6 +41,7 @@ class Budget:
     guards: tuple[Guard, ...] = ()
     guard_drop: float = 0.0
     recipes: tuple[str, ...] = ()
+    training: bool = True
     purpose: str | None = None
 
     def __post_init__(self) -> None:
@@ -67,9 +68,9 @@ class Budget:
                 raise BadInput(f"there is no runtime {runtime!r}; use some of {', '.join(RUNTIMES)}")
 
     def _check_recipes(self) -> None:
-        from hasten.search.candidates import RECIPES
+        from hasten.search.candidates import RECIPES, TRAINED
 
-        names = [r.name for r in RECIPES]
+        names = [r.name for r in (*RECIPES, *TRAINED)]
         for recipe in self.recipes:
             if recipe not in names:
                 raise BadInput(f"there is no recipe {recipe!r}; use some of {', '.join(names)}")

@@ -18,9 +18,9 @@ SMALL_MODEL = 1e-4
 
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 
-GRAPH: Steps = tuple(
-    (name, {}) for name in ("cleanup", "fold_constants", "push_transposes", "fold_activations", "fold_affine", "fold_batchnorm")
-)
+CLEAN: Steps = tuple((name, {}) for name in ("cleanup", "fold_constants", "push_transposes", "fold_activations"))
+FOLD: Steps = tuple((name, {}) for name in ("fold_affine", "fold_batchnorm"))
+GRAPH: Steps = (*CLEAN, *FOLD)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +35,17 @@ class Recipe:
         """The strongest effect of its steps."""
         order = list(Effect)
         return max((plan.row(name).effect for name, _ in self.steps), key=order.index, default=Effect.EQUIVALENT)
+
+    @property
+    def untrained(self) -> Recipe:
+        """The same chain without a step of training: the same work for the runtime, so its time tells before whether training can pay."""
+        quick = {"quantize_static": {"method": "minmax"}}
+        steps = tuple((n, s | ({"epochs": 0} if plan.row(n).learns else quick.get(n, {}))) for n, s in self.steps)
+        return Recipe(f"{self.name}, untrained", steps)
+
+    def within(self, seconds: float) -> Recipe:
+        """The same chain, each of its trainings taking so many seconds at most."""
+        return Recipe(self.name, tuple((n, s | ({"seconds": seconds} if plan.row(n).learns else {})) for n, s in self.steps))
 
     def plan(self, source: Model) -> Plan:
         """The recipe as a plan for that model."""
@@ -52,6 +63,22 @@ RECIPES = (
     *(Recipe(f"int8 {name}", (*GRAPH, ("equalize", {}), ("quantize_static", settings))) for name, settings in VARIANTS),
 )
 
+
+EPOCHS = 30
+"""Of a training in a search, at most; its time is limited too."""
+
+
+def _narrow(share: float) -> Steps:
+    """A student with this share of the model's channels, taught by the model itself."""
+    return (*CLEAN, ("distill", {"student": f"narrow:{share:g}", "epochs": EPOCHS}), *FOLD)
+
+
+TRAINED = (
+    *(Recipe(f"distilled narrow {share:g}", _narrow(share)) for share in (0.5, 0.25)),
+    *(Recipe(f"distilled narrow {share:g}, int8", (*_narrow(share), ("equalize", {}), ("quantize_static", {}))) for share in (0.5, 0.25)),
+    Recipe("int8 qat", (*GRAPH, ("qat", {"epochs": EPOCHS // 3}))),
+)
+"""Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""
 
 HINTLESS = ("original", "float16")
 """Recipes that a precision hint adds nothing to: `graph` with the hint computes the same."""
@@ -80,10 +107,12 @@ def recipes(budget: Budget) -> tuple[Recipe, ...]:
     return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
 
 
-def candidates(budget: Budget, target: Target, baseline_seconds: float, judged: bool) -> Iterator[Candidate]:
-    """All that is worth a try, the baseline itself excluded. Not judged (no data): nothing lossy."""
+def candidates(
+    budget: Budget, target: Target, baseline_seconds: float, judged: bool, of: tuple[Recipe, ...] | None = None
+) -> Iterator[Candidate]:
+    """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy."""
     threads = [target.threads] + ([1] if baseline_seconds < SMALL_MODEL and target.threads > 1 else [])
-    for recipe in recipes(budget):
+    for recipe in recipes(budget) if of is None else of:
         for runtime in budget.runtimes:
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:

@@ -32,6 +32,7 @@ from hasten.measure.judge import Timing
 from hasten.measure.machine import machine, versions
 from hasten.measure.statistics import Interval, Verdict
 from hasten.model import Model
+from hasten.report.numbers import restless
 from hasten.search.candidates import Candidate
 from hasten.search.run import Judged, Run
 
@@ -52,6 +53,7 @@ class Outcome:
     ratio: Interval | None = None
     tail_ratio: Interval | None = None
     own_ratios: dict[str, Interval] = dataclasses.field(default_factory=dict)
+    own_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     floor: float = 0.0
     rounds: Sequence[Timing] = ()
     baseline_rounds: Sequence[Timing] = ()
@@ -70,8 +72,9 @@ class Choice:
     """One candidate as reported. Times in seconds a call of one batch, sizes in bytes.
 
     `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `tail_ratio` the same at the budget's percentile,
-    where latency is asked for at another one than 50; `own_ratios` over the model's own framework. `accuracy` is on validate, `test` and
-    `verdict` on test. `state`: chosen, front, lost or baseline; `reason`: why it lost.
+    where latency is asked for at another one than 50; `own_ratios` over the other baselines (the model's own framework; the original on one
+    thread), which took `own_seconds` in the same rounds. `accuracy` is on validate, `test` and `verdict` on test. `state`: chosen, front, lost
+    or baseline; `reason`: why it lost.
     """
 
     name: str
@@ -90,9 +93,22 @@ class Choice:
     ratio: dict[str, float] | None = None
     tail_ratio: dict[str, float] | None = None
     own_ratios: dict[str, dict[str, float]] | None = None
+    own_seconds: dict[str, float] | None = None
     noise_floor: float | None = None
     test: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
+
+    @property
+    def against(self) -> str | None:
+        """The fastest of the baselines, which is the one that counts: a name of `own_ratios`; None: the first, that of `ratio`."""
+        own = self.own_ratios or {}
+        fastest = min(own, key=lambda name: own[name]["estimate"], default=None)
+        return fastest if fastest and self.ratio and own[fastest]["estimate"] < self.ratio["estimate"] else None
+
+    @property
+    def speed_up(self) -> dict[str, float] | None:
+        """How many times faster than the fastest baseline, with its interval; None where it came to no finals."""
+        return (self.own_ratios or {})[self.against] if self.against else self.ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +145,11 @@ class Result:
     def better(self) -> bool:
         """Whether something better than the original was found."""
         return not self.manifest["reason"]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the times are not to be relied on, a sentence each; empty where nothing is the matter."""
+        return tuple(self.manifest.get("warnings", ()))
 
     @property
     def reason(self) -> str:
@@ -173,7 +194,14 @@ def write_result(
         folder,
         chosen,
         FINISHED,
-        {"reason": reason, "candidates": choices, "front": [o.candidate.name for o in front], "shapes": shapes, "details": details},
+        {
+            "reason": reason,
+            "warnings": restless(max((o.floor for o in tried), default=0.0)),
+            "candidates": choices,
+            "front": [o.candidate.name for o in front],
+            "shapes": shapes,
+            "details": details,
+        },
     )
     shutil.rmtree(folder.file(WORK))
     return Result.load(folder.path)
@@ -265,6 +293,7 @@ def _choice(run: Run, o: Outcome, chosen: Outcome, front: Sequence[Outcome]) -> 
             ratio=dataclasses.asdict(o.ratio) if o.ratio else None,
             tail_ratio=dataclasses.asdict(o.tail_ratio) if o.tail_ratio else None,
             own_ratios={k: dataclasses.asdict(v) for k, v in o.own_ratios.items()} or None,
+            own_seconds=o.own_seconds or None,
             noise_floor=o.floor if o.ratio else None,
             test=dataclasses.asdict(o.test) if o.test else None,
             verdict=dataclasses.asdict(o.verdict) if o.verdict else None,

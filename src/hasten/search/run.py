@@ -108,8 +108,13 @@ class Run:
 
     # --- models
 
+    @property
+    def trainings(self) -> Path:
+        """Where trainings keep their checkpoints and records."""
+        return self.work / "trainings"
+
     def path(self, recipe: Recipe) -> Path:
-        return self.work / f"{recipe.name.replace(' ', '-')}.onnx"
+        return self.work / f"{recipe.name.replace(',', '').replace(' ', '-')}.onnx"
 
     def build(self, recipe: Recipe) -> dict[str, Any]:
         """Make the recipe's model, once. Values: `digest`, `bytes`, `seconds`, `changed`; or `failed`, the reason."""
@@ -117,7 +122,8 @@ class Run:
         def compute() -> dict[str, Any]:
             start = time.perf_counter()
             try:
-                made, done = plan.run(recipe.plan(self.model), self.model, self.task)
+                task = self.task and dataclasses.replace(self.task, place=self.trainings)
+                made, done = plan.run(recipe.plan(self.model), self.model, task)
                 if recipe.steps and recipe.effect in (Effect.EQUIVALENT, Effect.ROUNDING):
                     check.same(self.model, made, within=check.FLOAT32)
             except HastenError as e:
