@@ -89,6 +89,7 @@ TECHNIQUES = (
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
     Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True),
+    Row("binarize", "learn", Phase.LEARN, Effect.TRAINED, "Weights and activations of one bit, trained and stored packed.", learns=True),
     Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
