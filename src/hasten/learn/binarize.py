@@ -30,7 +30,7 @@ from hasten.graph import Array, add_weight, constant, finish, unique_name
 from hasten.learn import job
 from hasten.learn.batches import Batch
 from hasten.learn.distill import soft
-from hasten.learn.executor import build
+from hasten.learn.executor import Executor, build
 from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import Objective, logits, task_loss
 from hasten.learn.operators import Op
@@ -38,8 +38,8 @@ from hasten.learn.spatial import conv
 from hasten.learn.teacher import Teacher
 from hasten.model import Model, Skip
 from hasten.numerics import TERNARY_THRESHOLD, pack_signs, pack_ternary
-from hasten.own_operators import DOMAIN, add_functions
-from hasten.task import BoundTask
+from hasten.own_operators import DOMAIN, SIGNS, add_functions
+from hasten.task import BoundTask, Split
 
 WEIGHTS, ACTIVATIONS, ENDS = ("binary", "ternary"), ("sign", "step", "real"), ("real", "weights", "binary")
 
@@ -77,8 +77,13 @@ class Binarize(Loop):
 def binarize(model: Model, settings: Binarize, task: BoundTask | None) -> Model:
     """The model with packed layers. Raises Refused without training data or without a layer to binarize, and what `loop.fit` raises."""
     trainee, _ = job.run("binarize", prepare, model, settings, task)
+    return packed(model, settings, trainee.executor)
+
+
+def packed(model: Model, settings: Binarize, executor: Executor) -> Model:
+    """The model with the bits of the latent weights that the executor holds."""
     latent, skipped = with_latent_weights(model, settings)
-    edited = trainee.executor.into(latent)
+    edited = executor.into(latent)
     changed = _pack(edited)
     add_functions(edited)
     return finish(model, edited, settings, "binarize", changed, [*skipped, *job.without_norm(model)])
@@ -88,6 +93,7 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
     """The graph with latent weights as a module, the teacher (the model itself where no other one came), and the sum of the two losses."""
     latent, _ = with_latent_weights(model, settings)
     split = job.training_data("binarize", task)
+    _check_inputs(latent, split)
     value, _ = logits(model, task.output)
     executor = build(latent, more=ROWS, taps=(value,))
     at = len(executor.outputs) - 1
@@ -113,6 +119,25 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
         teach=teach,
         after_step=keep_within_bounds,
     )
+
+
+def _check_inputs(latent: Model, split: Split) -> None:
+    """Raises BadInput where signs are taken of an input that has none."""
+    names = {v.name for n in latent.ir.graph if n.domain == DOMAIN and n.op_type in SIGNS for v in [_moved_from(n.inputs[0])] if v.is_graph_input()}
+    for name, values in split.samples.take(split.indices[:64]).items():
+        if name in names and values.min() >= 0:
+            raise BadInput(
+                f"binarize: input {name!r} is never negative ({values.min():g} to {values.max():g}), so its sign says nothing; "
+                "centre it (--preprocess with a mean), or leave the first layer its real input (--first weights)"
+            )
+
+
+def _moved_from(value: ir.Value | None) -> ir.Value:
+    """Where the values come from, behind what only moves them."""
+    assert value is not None
+    while (node := value.producer()) is not None and node.op_type in MOVERS and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,10 +267,8 @@ def _before(value: ir.Value | None) -> Iterator[ir.Node]:
 
 def _sign_input(graph: ir.Graph, layer: ir.Node, signed: set[ir.Node], activations: str) -> str:
     """Let the layer read signs. Returns why it can't, empty once it does."""
-    value, moved = layer.inputs[0], False
-    while value is not None and (node := value.producer()) is not None and node.op_type in MOVERS and node.domain == "":
-        value, moved = node.inputs[0], True
-    node = value.producer() if value is not None else None
+    value = _moved_from(layer.inputs[0])
+    node = value.producer()
     if node is not None and node.domain == DOMAIN:
         return ""
     if node is not None and node.op_type in REPLACED and node.domain == "":
@@ -254,7 +277,7 @@ def _sign_input(graph: ir.Graph, layer: ir.Node, signed: set[ir.Node], activatio
             node.attributes.clear()
             node.resize_inputs(1)
             return ""
-        if moved:
+        if value is not layer.inputs[0]:
             return f"the {node.op_type} before it is read elsewhere too"
         layer.replace_input_with(0, _signed(graph, layer, node.inputs[0], activations))
         return ""
@@ -275,8 +298,8 @@ def _readers(value: ir.Value) -> Iterator[ir.Node | None]:
             yield node
 
 
-def _never_negative(value: ir.Value | None) -> bool:
-    node = value.producer() if value is not None else None
+def _never_negative(value: ir.Value) -> bool:
+    node = value.producer()
     while node is not None and node.op_type in (*MEANS, *MOVERS) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node is not None and node.op_type in ("Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Exp", "Sqrt", "Abs")
