@@ -1,4 +1,5 @@
-"""Runs the model beside this file as `hasten optimize` chose: its runtime, threads and settings. Needs numpy and that runtime, not hasten.
+"""Runs the model beside this file as `hasten optimize` chose: its runtime, threads and settings. Needs numpy and that runtime, not hasten
+(torch alone opens no ONNX file: where torch was chosen, hasten does).
 
 python run.py                        describe the model
 python run.py input.npy output.npy   run it on an array (or on an .npz with one array for each input)
@@ -22,6 +23,11 @@ def load(folder=HERE):
     manifest = json.loads((folder / "manifest.json").read_text())
     target, path = manifest["target"], str(folder / "model.onnx")
     names = [port["name"] for port in manifest["outputs"]]
+    if manifest["runtime"].startswith("torch"):
+        import hasten
+
+        fast = hasten.load(folder)
+        return lambda feeds: fast(feeds)
     if manifest["runtime"] == "openvino":
         import openvino as ov
 

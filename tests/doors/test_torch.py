@@ -8,7 +8,7 @@ from torch import nn
 from hasten import check
 from hasten.doors import load, parse_example_input
 from hasten.errors import BadInput, Unsupported
-from hasten.runtimes.torch import open_origin
+from hasten.runtimes import Target, get
 from tests.conftest import operators
 
 
@@ -35,7 +35,7 @@ def test_a_module_in_train_mode_is_exported_in_eval_mode_and_left_as_it_is(tmp_p
     with torch.no_grad():
         expected = net.eval()(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(check.oracle(loaded.model).run(None, {"image": x})[0], expected, atol=1e-5)
-    own = open_origin(loaded.origin.path, 1, compiled=False).run({"image": x})
+    own = get("torch").compile(loaded.origin.path, Target(1)).run({"image": x})
     np.testing.assert_allclose(own["output"], expected, atol=1e-5)
 
 

@@ -14,6 +14,9 @@ from hasten.learn.values import DTYPES, ints, number
 
 Tensor = Any
 
+UINT4, INT4 = FOUR_BITS = (21, 22)
+"""ONNX's element types of 4 bits."""
+
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """Whole numbers are divided towards zero, as ONNX does."""
@@ -71,11 +74,16 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
 
 
 def cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
-    return x.to(DTYPES[to])
+    """Codes of 4 bits keep the lowest 4 bits of the whole number."""
+    if to not in FOUR_BITS:
+        return x.to(DTYPES[to])
+    low = x.to(torch.int32) & 15
+    return (torch.where(low > 7, low - 16, low) if to == INT4 else low).to(DTYPES[to])
 
 
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1) -> Tensor:
-    return x.to(like.dtype)
+def cast_like(x: Tensor, like: Tensor, *, to: int, saturate: int = 1) -> Tensor:
+    """`to`: the type of `like`, in which 4 bits can be told from 8."""
+    return cast(x, to=to)
 
 
 def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:

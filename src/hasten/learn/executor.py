@@ -21,7 +21,7 @@ import torch
 from hasten.errors import BadInput, Unsupported
 from hasten.learn.operators import OPERATORS, Op
 from hasten.learn.values import DTYPES, FLOATS, tensor_of, to_array, to_tensor
-from hasten.model import OPSET, Model
+from hasten.model import OPSET, Model, Skip
 
 BURNT_SIZE = 4096
 """A constant of more elements than this is no list of axes or sizes: it stays a tensor."""
@@ -73,6 +73,20 @@ def build(model: Model, *, more: Mapping[str, Op] | None = None, taps: Sequence[
     edited = _inlined(model.edit(), rows)
     found = {node: _row(node, rows, edited.opset_imports.get(node.domain, OPSET)) for node in edited.graph if not _is_constant(node)}
     return _Builder(edited.graph, found, tuple(taps)).build()
+
+
+def refusals(model: Model, *, more: Mapping[str, Op] | None = None) -> tuple[Skip, ...]:
+    """The nodes that `build` would refuse, and why."""
+    rows = {**OPERATORS, **(more or {})}
+    edited = _inlined(model.edit(), rows)
+    found = []
+    for node in edited.graph:
+        if not _is_constant(node):
+            try:
+                _row(node, rows, edited.opset_imports.get(node.domain, OPSET))
+            except Unsupported as e:
+                found.append(Skip(node.name or node.op_type, str(e)))
+    return tuple(found)
 
 
 def key(node: ir.Node) -> str:

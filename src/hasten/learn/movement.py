@@ -225,7 +225,7 @@ def triangle(x: Tensor, k: Any = None, *, upper: int = 1) -> Tensor:
 
 def top_k(x: Tensor, k: Any, *, outputs: int, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, ...]:
     """(values, indices), both in order; of equal values the one of the lower index comes first."""
-    values, indices = torch.sort(x, axis, descending=bool(largest), stable=True)
+    values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
     count = int(number(k))
     return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
 

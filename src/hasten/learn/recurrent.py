@@ -73,8 +73,8 @@ def lstm(
         c = forget * c + i * g(new)
         return f(o + po * c) * o_act(c), c
 
-    y, last = _steps(step, x, lengths, (h, c), direction)
-    return _laid(y, layout), *(_batch_first(v, layout) for v in last)
+    y, ends = _steps(step, x, lengths, (h, c), direction)
+    return _laid(y, layout), *(_batch_first(v, layout) for v in ends)
 
 
 def gru(

@@ -125,7 +125,8 @@ def _windows(
 ) -> Tensor:
     """(N, C, outputs …, kernel …): every window of the padded x."""
     n = len(kernel)
-    counts = [_pool_output(*v, ceil_mode) for v in zip(x.shape[2:], kernel, strides, dilations, before, after, strict=True)]
+    along = zip(x.shape[2:], kernel, strides, dilations, before, after, strict=True)
+    counts = [_pool_output(size, k, st, d, b, a, ceil_mode) for size, k, st, d, b, a in along]
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     reach = [(c - 1) * st + span for c, st, span in zip(counts, strides, spans, strict=True)]
     x = padded(x, before, tuple(r - s - b for r, s, b in zip(reach, x.shape[2:], before, strict=True)), fill)
@@ -218,10 +219,6 @@ def global_max_pool(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.ndim)), keepdim=True)
 
 
-def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    return x.abs().pow(p).sum(tuple(range(2, x.ndim)), keepdim=True).pow(1 / p)
-
-
 class BatchNorm(torch.nn.Module):
     """Batch normalization (Ioffe and Szegedy, arXiv 1502.03167): in train mode by the batch's statistics, which move the running ones.
 
@@ -300,6 +297,8 @@ def grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = 
 
 
 LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
+SAME_NEAREST = (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"))
+"""Of a whole factor f these take input i // f for output i, as torch's nearest does: (i + ½) / f − ½ never lies halfway between two."""
 
 
 def resize(
@@ -337,7 +336,7 @@ def resize(
     here = coordinate_transformation_mode
     if x.ndim in LINEAR and full[:2] == list(x.shape[:2]) and not antialias and x.is_floating_point():
         same = all(math.isclose(w, n * f) for w, n, f in zip(wanted, shape, factors, strict=True))
-        if mode == "nearest" and whole and ((here == "asymmetric" and nearest_mode == "floor") or here == "half_pixel"):
+        if mode == "nearest" and whole and (here, nearest_mode) in SAME_NEAREST:
             return F.interpolate(x, full[2:], mode="nearest")
         if mode == "linear" and same and here in ("half_pixel", "align_corners", "pytorch_half_pixel") and min(full[2:]) > 1:
             return F.interpolate(x, full[2:], mode=LINEAR[x.ndim], align_corners=here == "align_corners")
@@ -353,7 +352,7 @@ def resize(
     return x
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator,unused-ignore]
 @functools.lru_cache(256)
 def interpolation(
     inputs: int,

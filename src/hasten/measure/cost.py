@@ -11,7 +11,14 @@ from importlib import metadata
 from hasten.errors import BadInput
 from hasten.measure.record import Record
 
-RUNTIME_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "reference": "onnxruntime", "torch": "torch", "keras": "keras"}
+RUNTIME_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "reference": "onnxruntime",
+    "torch": "torch",
+    "torch-compiled": "torch",
+    "keras": "keras",
+}
 """The package that each runtime needs; `null` needs none."""
 
 FORMULA = "seconds a call / batch × price an hour / 3600 × 1,000,000, one machine that does nothing else"

@@ -63,11 +63,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def open_session(runtime: str, path: Path, target: Target) -> Session:
-    """The model at `path` in `runtime`: one of RUNTIMES, or `torch`, `torch-compiled`, `keras` for a model's own framework."""
-    if runtime in ("torch", "torch-compiled"):
-        from hasten.runtimes import torch as torch_runtime
-
-        return torch_runtime.open_origin(path, target.threads, compiled=runtime == "torch-compiled")
+    """The model at `path` in `runtime`: one of RUNTIMES, or `keras` for a model that came from there."""
     if runtime == "keras":
         from hasten.runtimes import keras as keras_runtime
 

@@ -57,8 +57,15 @@ class Runtime(Protocol):
     def compile(self, model: Model | Path, target: Target) -> Session: ...
 
 
-RUNTIMES = ("onnxruntime", "openvino", "reference", "null")
-"""Runtimes that take any Model. A model's own framework (`torch.py`, `keras.py`) is a runtime of the baseline only."""
+RUNTIMES = {
+    "onnxruntime": ("onnxruntime", "RUNTIME"),
+    "openvino": ("openvino", "RUNTIME"),
+    "torch": ("torch", "RUNTIME"),
+    "torch-compiled": ("torch", "COMPILED"),
+    "reference": ("reference", "RUNTIME"),
+    "null": ("null", "RUNTIME"),
+}
+"""Runtimes that take any Model, by name: the file and its object. Keras (`keras.py`) is a runtime of the baseline only."""
 
 
 def get(name: str) -> Runtime:
@@ -67,5 +74,6 @@ def get(name: str) -> Runtime:
         from hasten.errors import BadInput
 
         raise BadInput(f"there is no runtime {name!r}; use one of {', '.join(RUNTIMES)}")
-    runtime: Runtime = importlib.import_module(f"hasten.runtimes.{name}").RUNTIME
+    place, found = RUNTIMES[name]
+    runtime: Runtime = getattr(importlib.import_module(f"hasten.runtimes.{place}"), found)
     return runtime
