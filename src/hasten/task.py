@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hasten.errors import BadInput
 
 if TYPE_CHECKING:
+    from hasten.data.source import Source
     from hasten.model import Model
 
 Array = NDArray[Any]
@@ -98,6 +99,9 @@ CALIBRATE, VALIDATE = 512, 10_000
 CALIBRATE_SHARE, VALIDATE_SHARE = 0.2, 0.4
 """Shares of a small data set: the first for calibration; the second, of what is then left, for validation."""
 
+WITHHELD = 0.15
+"""Where the rest is trained on: the share that validates, and the share that tests if the data has no test split of its own."""
+
 FEWEST = 6
 """Samples that a data set needs, so that each split has two."""
 
@@ -139,7 +143,8 @@ class Task:
         apply = fit(source, model, self.preprocess)
         test = read(self.test, self.label, False if self.labels is False else None) if self.test is not None else None
         own_test = (test.samples, test.labels) if test is not None else source.test
-        indices, test_count, split_note = _split(len(source.samples), None if own_test is None else len(own_test[0]), self.seed)
+        training = self._read_training(source)
+        indices, test_count, split_note = _split(len(source.samples), None if own_test is None else len(own_test[0]), self.seed, training is source)
         fitted = apply(source.samples)
         calibrate = _with_own_labels(Split(fitted, source.labels, indices["calibrate"]))
         if self.calibration is not None:
@@ -162,12 +167,15 @@ class Task:
         )
         digest = _digest(source.samples.digest(), source.labels, own_test, metric.name, output, self)
         validate = Split(fitted, source.labels, indices["validate"])
-        training = None
-        if self.train is not None:
-            training, note, train_digest = self._training(source, apply, [validate] if own_test is not None else [validate, judge])
-            notes, digest = (*notes, note), hashlib.sha256(f"{digest}|{train_digest}".encode()).hexdigest()
-            if training.labels is not None:
-                _check_labels(training.labels, len(training), model, output, metric)
+        learned = None
+        if training is not None:
+            rest = np.setdiff1d(np.arange(len(training.samples)), np.concatenate([indices["validate"], indices["test"]]))
+            rest = rest if training is source else np.arange(len(training.samples))
+            learned = _with_own_labels(Split(fitted if training is source else apply(training.samples), training.labels, rest))
+            if learned.labels is not None:
+                _check_labels(learned.labels, len(learned), model, output, metric)
+            notes = (*notes, f"training: {len(learned)} samples" + (", those that neither validate nor test" if training is source else ""))
+            digest = hashlib.sha256(f"{digest}|{training.samples.digest()}".encode()).hexdigest()
         return BoundTask(
             calibrate,
             _with_own_labels(validate),
@@ -176,27 +184,18 @@ class Task:
             output,
             notes,
             digest,
-            training,
+            learned,
         )
 
-    def _training(self, source: Any, apply: Any, judging: list[Split]) -> tuple[Split, str, str]:
-        """(the split to train on with its own labels, what to say of it, the digest of its data)."""
+    def _read_training(self, source: Source) -> Source | None:
+        """The data to train on; `source` itself where it is the same."""
         from hasten.data.read import read
 
+        if self.train is None:
+            return None
         same = self.train is self.data or (isinstance(self.train, (str, Path)) and str(self.train) == str(self.data))
-        given = read(self.train, self.label, self.labels if same or self.labels is False else None)
-        digest = given.samples.digest()
-        if digest != source.samples.digest():
-            fitted = Split(apply(given.samples), given.labels, np.arange(len(given.samples)))
-            return fitted, f"training: {len(fitted)} samples of their own", digest
-        left = np.ones(len(source.samples), bool)
-        for split in judging:
-            left[split.indices] = False
-        rest = np.flatnonzero(left)
-        if not len(rest):
-            raise BadInput("nothing is left to train on: every sample validates or tests; give training data of its own (--train-data)")
-        fitted = _with_own_labels(Split(apply(source.samples), source.labels, rest))
-        return fitted, f"training: the {len(fitted)} samples that neither validate nor test", digest
+        given = source if same else read(self.train, self.label, False if self.labels is False else None)
+        return source if given.samples.digest() == source.samples.digest() else given
 
     def _output(self, model: Model) -> str:
         names = [p.name for p in model.outputs]
@@ -205,8 +204,11 @@ class Task:
         return self.output or names[0]
 
 
-def _split(count: int, test_count: int | None, seed: int) -> tuple[dict[str, NDArray[np.intp]], int, str]:
-    """Seeded disjoint indices of calibrate, validate and (without a split of its own) test, and the sentence that says so."""
+def _split(count: int, test_count: int | None, seed: int, trained: bool = False) -> tuple[dict[str, NDArray[np.intp]], int, str]:
+    """Seeded disjoint indices of calibrate, validate and (without a split of its own) test, and the sentence that says so.
+
+    `trained`: what neither validates nor tests is trained on, so that should be most of it.
+    """
     if count < FEWEST or (test_count is not None and test_count < 2):
         raise BadInput(
             f"the data has {count} samples{'' if test_count is None else f' and {test_count} for test'}; at least {FEWEST} are needed "
@@ -216,6 +218,11 @@ def _split(count: int, test_count: int | None, seed: int) -> tuple[dict[str, NDA
     calibrate = max(2, min(CALIBRATE, round(count * CALIBRATE_SHARE)))
     left = count - calibrate
     validate = min(VALIDATE, left) if test_count is not None else max(2, min(VALIDATE, round(left * VALIDATE_SHARE)))
+    if trained:
+        validate = max(2, min(VALIDATE, round(count * WITHHELD)))
+        tests = 0 if test_count is not None else max(2, round(count * WITHHELD))
+        left = calibrate + validate + tests
+        order = order[: max(left, FEWEST)]
     parts = {
         "calibrate": np.sort(order[:calibrate]),
         "validate": np.sort(order[calibrate : calibrate + validate]),
@@ -223,7 +230,7 @@ def _split(count: int, test_count: int | None, seed: int) -> tuple[dict[str, NDA
     }
     judged = len(parts["test"]) if test_count is None else test_count
     own = "" if test_count is None else " (the data's own test split)"
-    rest = count - calibrate - validate if test_count is not None else 0
+    rest = count - calibrate - validate if test_count is not None and not trained else 0
     unused = f", {rest} not used" if rest else ""
     return parts, judged, f"split (seed {seed}): {calibrate} calibrate, {validate} validate, {judged} test{own}{unused}"
 

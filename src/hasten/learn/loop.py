@@ -196,6 +196,8 @@ class _Training:
         self.best_value: float | None = None
         self.best_epoch = 0
         place = task.place if team.rank == 0 else None
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
         self.checkpoint = place / CHECKPOINT if place else None
         self.records = Records(place / RECORDS if place else None)
         self.saved = time.monotonic()
