@@ -70,18 +70,20 @@ def main() -> None:
 def run(name: str, arguments: argparse.Namespace) -> None:
     import torch
 
+    from hasten import plan
     from hasten.doors import load
     from hasten.learn.binarize import Binarize, binarize
     from hasten.learn.train import Train, train
     from hasten.measure.before_after import before_after
     from hasten.model import Model
-    from hasten.passes.cleanup import Cleanup, cleanup
     from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
     from hasten.task import Task
 
     BUILT.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
-    untrained = cleanup(load(MODELS[name]().eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model, Cleanup(), None)
+    loaded = load(MODELS[name]().eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model
+    clean = tuple(plan.PlannedStep(r.name, r.settings()) for r in plan.TECHNIQUES if r.phase is plan.Phase.CLEAN)
+    untrained, _ = plan.run(plan.Plan(clean), loaded, None)
     data = DATA / "mnist"
     task = Task(data, train=data).bind(untrained)
     loop = {"batch": 256, "augment": AUGMENT, "seed": arguments.seed, "workers": 1}

@@ -3,11 +3,12 @@
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
-from hasten import check, numerics
+from hasten import check, numerics, plan
 from hasten.data.source import Arrays
 from hasten.doors import load
 from hasten.errors import BadInput, Refused
@@ -15,6 +16,7 @@ from hasten.learn import binarize as technique
 from hasten.learn import job
 from hasten.learn.binarize import Binarize, binarize, codes_of, packed, prepare, scale_of, sign, step, with_latent_weights
 from hasten.learn.loop import predict
+from hasten.learn.train import Train, train
 from hasten.metrics import METRICS
 from hasten.model import Model
 from hasten.own_operators import SIGNS, is_packed
@@ -164,14 +166,20 @@ def test_settings_are_checked(settings, said):
 # --- what is trained is what is shipped
 
 
-def net(last: bool = True) -> Model:
+def net() -> Model:
     """Convolution, pool, norm, clipping, twice; then two products: (N, 1, 12, 12) → (N, 4)."""
     torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Hardtanh(), nn.Conv2d(6, 8, 3, padding=1, stride=2), nn.MaxPool2d(2),
         nn.BatchNorm2d(8), nn.Hardtanh(), nn.Flatten(), nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 4), nn.BatchNorm1d(4),
     )  # fmt: skip
-    return load(layers.eval(), example_inputs=torch.zeros(2, 1, 12, 12)).model
+    return cleaned(load(layers.eval(), example_inputs=torch.zeros(2, 1, 12, 12)).model)
+
+
+def cleaned(model: Model) -> Model:
+    """As on the road: an exporter's helper nodes read the weights too."""
+    steps = tuple(plan.PlannedStep(r.name, r.settings()) for r in plan.TECHNIQUES if r.phase is plan.Phase.CLEAN)
+    return plan.run(plan.Plan(steps), model, None)[0]
 
 
 def blobs(count: int = 160, labelled: bool = True):
@@ -180,7 +188,7 @@ def blobs(count: int = 160, labelled: bool = True):
     labels = rng.integers(0, 4, count)
     x = rng.standard_normal((count, 1, 12, 12)).astype(np.float32)
     for i, k in enumerate(labels):
-        x[i, 0, 6 * (k // 2) : 6 * (k // 2) + 6, 6 * (k % 2) : 6 * (k % 2) + 6] += 1.5
+        x[i, 0, 6 * (k // 2) : 6 * (k // 2) + 6, 6 * (k % 2) : 6 * (k % 2) + 6] += 4
     split = Split(Arrays({"input": x}), labels if labelled else None, np.arange(count))
     return split, dataclasses.replace(without_data(), train=split, validate=split if labelled else None, metric=ACCURACY)
 
@@ -227,10 +235,12 @@ def test_the_packed_file_computes_what_was_trained_to_the_sign(settings, bound, 
     assert np.array_equal(expected[0].detach().numpy().argmax(1), found[0].argmax(1))
     np.testing.assert_allclose(predict(trainee, bound.train), found[0], rtol=1e-4, atol=1e-5)
     if settings.epochs == 6:
-        assert trained.value is not None and trained.value > 0.9
+        assert trained.value is not None and trained.value > 0.8
     made.save(tmp_path / "m.onnx")
     again = Model.load(tmp_path / "m.onnx")
-    assert again.digest == made.digest
+    again.save(tmp_path / "again.onnx")
+    assert Model.load(tmp_path / "again.onnx").digest == again.digest
+    check.same(made, again, within=check.BITS)
     assert again.history[-1].name == "binarize"
     count = sum(n.inputs[1].const_value.nbytes for n in made.ir.graph if is_packed(n))
     assert made.history[-1].changed in range(1, 8 * count + 1)
@@ -245,8 +255,6 @@ def test_another_bit_in_the_file_is_seen(bound):
     value = next(n for n in edited.graph if n.op_type == "BinaryGemm").inputs[1]
     array = value.const_value.numpy().copy()
     array[0, 0] ^= 1
-    import onnx_ir as ir
-
     value.const_value = ir.Tensor(array, name=value.name)
     (feeds,) = bound.train.batches(len(bound.train))
     one, other = (check.oracle(m).run(None, feeds)[0] for m in (made, Model(edited)))
@@ -264,21 +272,21 @@ def test_latent_weights_start_from_the_float_ones_and_stay_within_one(bound):
 
 
 def test_without_labels_the_float_model_teaches(bound):
-    model = net()
+    model = train(net(), Train(epochs=4, batch=16, rate=1e-2, compile="never"), bound)
     task = dataclasses.replace(bound, train=dataclasses.replace(bound.train, labels=None), validate=None)
-    settings = Binarize(epochs=25, batch=32, rate=1e-2, soft=0.0, **ALL)
+    settings = Binarize(epochs=4, batch=16, rate=1e-2, soft=0.0, **ALL)
     trainee, _ = job.run("binarize", prepare, model, settings, task)
     (feeds,) = bound.train.batches(len(bound.train))
     teacher = check.oracle(model).run(None, feeds)[0].argmax(1)
     before = predict(prepare(model, settings, task), bound.train).argmax(1)
     after = predict(trainee, bound.train).argmax(1)
-    assert (after == teacher).mean() > max(0.6, (before == teacher).mean())
+    assert (after == teacher).mean() > max(0.7, (before == teacher).mean())
 
 
 def test_a_sign_of_pixels_that_have_none_is_refused(digits):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
-    model = load(layers.eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model
+    model = cleaned(load(layers.eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model)
     with pytest.raises(BadInput, match=r"is never negative \(0 to 1\), so its sign says nothing; centre it .*--first weights"):
         binarize(model, Binarize(first="binary", last="binary"), Task(digits, train=digits).bind(model))
     with pytest.raises(Refused, match="binarize needs data to train on, and none came; give --train-data"):

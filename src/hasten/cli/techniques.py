@@ -91,11 +91,11 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             model = doors.load(source, example_inputs=examples, shapes=shapes, workdir=Path(private)).model
             task = options.task()
             bound = task.bind(model) if task else None
-            if row.phase >= plan.Phase.QUANTIZE:
-                from hasten.search.candidates import GRAPH, Recipe
+            from hasten.search.candidates import CLEAN, GRAPH, Recipe
 
-                model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
-                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
+            if before := GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns else ():
+                model = plan.run(Recipe("prepare", before).plan(model), model, bound)[0]
+                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in before)} (what stands before {row.verb} on the road)")
             if row.learns:
                 made = _learn(row, model, settings, bound, Path(out))
             else:
