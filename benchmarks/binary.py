@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import lzma
 import os
@@ -32,7 +33,7 @@ def mlp() -> Any:
 
     sizes = (784, 1024, 1024, 1024, 10)
     layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.Hardtanh()]
     return nn.Sequential(*layers[:-1])
 

@@ -101,7 +101,9 @@ def test_torch_inlines_the_bodies(kind, x):
 
 def test_the_sign_of_zero_is_one_of_both_zeros():
     for name, low in (("Sign", -1), ("Step", 0)):
-        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g (float[4] x) => (float[4] y) {{ y = hasten.{name} (x) }}')
+        proto = onnx.parser.parse_model(
+            f'<ir_version: 10, opset_import: ["" : 21]> g (float[4] x) => (float[4] y) {{ y = hasten.{name} (x) }}'
+        )
         edited = ir.from_proto(proto)
         add_functions(edited)
         session = check.oracle(from_proto(ir.to_proto(edited)))
@@ -167,7 +169,7 @@ def test_what_is_packed_unpacks(kind):
 def test_a_static_quantized_neighbour_runs_on_codes_in_the_reference(x):
     """A float convolution before a packed product: int8 for the one, the other stays; the integer reference runs both."""
     rng = np.random.default_rng(0)
-    codes, packed, scale = quantized("Binary", rng.standard_normal((5, 6 * 16)).astype(np.float32))
+    _, packed, scale = quantized("Binary", rng.standard_normal((5, 6 * 16)).astype(np.float32))
     proto = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["" : 21]>
         g (float[N, 4, 7, 7] x) => (float[N, 5] y) {

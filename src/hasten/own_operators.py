@@ -96,7 +96,7 @@ def _text(name: str) -> str:
 
 def function(name: str) -> ir.Function:
     """The function of one of our operators."""
-    return ir.from_proto(onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n{_text(name)}'))
+    return ir.serde.deserialize_function(onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n{_text(name)}'))
 
 
 def add_functions(edited: ir.Model) -> None:

@@ -13,7 +13,7 @@ from hasten.data.source import Arrays
 from hasten.doors import load
 from hasten.errors import BadInput, Refused
 from hasten.learn import binarize as technique
-from hasten.learn import job
+from hasten.learn import job, loop
 from hasten.learn.binarize import Binarize, binarize, codes_of, packed, prepare, scale_of, sign, step, with_latent_weights
 from hasten.learn.loop import predict
 from hasten.learn.train import Train, train
@@ -27,6 +27,12 @@ from tests.conftest import model_of, operators
 ACCURACY = next(m for m in METRICS if m.name == "accuracy")
 RNG = np.random.default_rng(0)
 ALL = {"first": "weights", "last": "binary", "compile": "never"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Layers this small only lose by two."""
+    monkeypatch.setattr(loop, "cores", lambda: 1)
 
 
 # --- gradients
@@ -147,7 +153,7 @@ def test_layers_are_kept_by_name_and_an_unknown_name_is_refused():
     assert (names[1], "asked for by `keep`") in [(s.node, s.why) for s in skipped]
     with pytest.raises(BadInput, match="there is no layer 'nothing' to keep; there are "):
         with_latent_weights(model, Binarize(keep=("nothing",)))
-    with pytest.raises(Refused, match="no layer can be binarized .*asked for by `keep`"):
+    with pytest.raises(Refused, match=r"no layer can be binarized .*asked for by `keep`"):
         with_latent_weights(model, Binarize(keep=tuple(names[:3])))
 
 
@@ -211,7 +217,7 @@ def tapped(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("settings", [
-    Binarize(epochs=6, batch=32, rate=1e-2, **ALL),
+    Binarize(epochs=4, batch=32, rate=1e-2, **ALL),
     Binarize(epochs=2, batch=32, rate=1e-2, weights="ternary", activations="step", scaled=False, **ALL),
     Binarize(epochs=2, batch=32, rate=1e-2, weights="ternary", **{**ALL, "first": "real", "last": "real"}),
     Binarize(epochs=2, batch=32, rate=1e-2, **{**ALL, "first": "binary"}),
@@ -234,8 +240,8 @@ def test_the_packed_file_computes_what_was_trained_to_the_sign(settings, bound, 
     np.testing.assert_allclose(expected[0].detach().numpy(), found[0], rtol=1e-4, atol=1e-5)
     assert np.array_equal(expected[0].detach().numpy().argmax(1), found[0].argmax(1))
     np.testing.assert_allclose(predict(trainee, bound.train), found[0], rtol=1e-4, atol=1e-5)
-    if settings.epochs == 6:
-        assert trained.value is not None and trained.value > 0.8
+    if settings.epochs == 4:
+        assert trained.value is not None and trained.value > 0.9
     made.save(tmp_path / "m.onnx")
     again = Model.load(tmp_path / "m.onnx")
     again.save(tmp_path / "again.onnx")
@@ -278,9 +284,8 @@ def test_without_labels_the_float_model_teaches(bound):
     trainee, _ = job.run("binarize", prepare, model, settings, task)
     (feeds,) = bound.train.batches(len(bound.train))
     teacher = check.oracle(model).run(None, feeds)[0].argmax(1)
-    before = predict(prepare(model, settings, task), bound.train).argmax(1)
-    after = predict(trainee, bound.train).argmax(1)
-    assert (after == teacher).mean() > max(0.7, (before == teacher).mean())
+    assert len(set(teacher)) == 4
+    assert (predict(trainee, bound.train).argmax(1) == teacher).mean() > 0.9
 
 
 def test_a_sign_of_pixels_that_have_none_is_refused(digits):
@@ -302,7 +307,7 @@ def test_digits_with_one_bit_a_weight(digits):
     )  # fmt: skip
     model = load(layers.eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model
     task = Task(digits, train=digits).bind(model)
-    made = binarize(model, Binarize(epochs=8, batch=64, rate=5e-3, soft=0.0, labels=1.0, **ALL), task)
+    made = binarize(model, Binarize(epochs=6, batch=32, rate=5e-3, soft=0.0, labels=1.0, **ALL), task)
     layer_bytes = sum(n.inputs[1].const_value.nbytes for n in made.ir.graph if is_packed(n))
     assert layer_bytes * 32 == 4 * (784 * 128 + 128 * 128 + 128 * 10)
     assert len(made.to_bytes()) < len(model.to_bytes()) / 10

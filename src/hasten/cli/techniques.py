@@ -102,9 +102,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 made = row.apply(model, settings, bound)
                 save(made, out)
         step = made.history[-1]
-        print_line(
-            f"{out}: {row.verb} {'trained' if row.learns else 'changed'} {step.changed} {'weights' if row.learns else 'nodes'}, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes"
-        )
+        what = f"trained {step.changed} weights" if row.learns else f"changed {step.changed} nodes"
+        print_line(f"{out}: {row.verb} {what}, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes")
         for skip in step.skipped:
             print_line(f"  left alone: {skip.node}: {skip.why}" if skip.node else f"  note: {skip.why}")
 

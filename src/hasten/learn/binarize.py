@@ -123,7 +123,13 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
 
 def _check_inputs(latent: Model, split: Split) -> None:
     """Raises BadInput where signs are taken of an input that has none."""
-    names = {v.name for n in latent.ir.graph if n.domain == DOMAIN and n.op_type in SIGNS for v in [_moved_from(n.inputs[0])] if v.is_graph_input()}
+    names = {
+        v.name
+        for n in latent.ir.graph
+        if n.domain == DOMAIN and n.op_type in SIGNS
+        for v in [_moved_from(n.inputs[0])]
+        if v.is_graph_input()
+    }
     for name, values in split.samples.take(split.indices[:64]).items():
         if name in names and values.min() >= 0:
             raise BadInput(
@@ -170,7 +176,19 @@ REPLACED = (
 )  # fmt: skip
 """Activations: a sign takes their place."""
 
-MOVERS = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Identity", "Slice", "DepthToSpace", "SpaceToDepth")
+MOVERS = (
+    "MaxPool",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Dropout",
+    "Identity",
+    "Slice",
+    "DepthToSpace",
+    "SpaceToDepth",
+)
 """What may stand between an activation and a layer: it moves values and makes none (MaxPool: the sign of the largest is the largest sign)."""
 
 MEANS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
@@ -367,22 +385,31 @@ def _kept(w: Tensor) -> Tensor:
 
 def sign(x: Tensor) -> Tensor:
     """−1 and 1; the clipped straight-through estimator."""
-    result: Tensor = _Sign.apply(x, -1.0)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sign.apply(x, -1.0)
     return result
 
 
 def step(x: Tensor) -> Tensor:
     """0 and 1; the same estimator, half as steep."""
-    result: Tensor = _Sign.apply(x, 0.0)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sign.apply(x, 0.0)
     return result
 
 
 def latent_gemm(
-    x: Tensor, w: Tensor, b: Tensor | None = None, *, kind: str, scaled: int, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    kind: str,
+    scaled: int,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
 ) -> Tensor:
     """(x · codes) · scale + b. With signs for x the sums are whole numbers, exact in any order, so the packed file gives the same bits."""
     rows = w if transB else w.T
-    y = functional.linear(x, _Codes.apply(rows, kind))  # type: ignore[no-untyped-call]
+    y = functional.linear(x, _Codes.apply(rows, kind))
     y = y * _factor(rows, kind, scaled, alpha)
     return y if b is None else y + beta * b if beta != 1 else y + b
 
@@ -408,8 +435,10 @@ def latent_conv(
 ) -> Tensor:
     """The same for a convolution; its padding is 0, between the two signs."""
     rows, per_channel = w.flatten(1), (-1, *[1] * (w.ndim - 2))
-    codes = _Codes.apply(rows, kind).view_as(w)  # type: ignore[no-untyped-call]
-    y: Tensor = conv(x, codes, None, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    codes = _Codes.apply(rows, kind).view_as(w)
+    y: Tensor = conv(
+        x, codes, None, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides
+    )
     y = y * _factor(rows, kind, scaled, 1.0).view(per_channel)
     return y if b is None else y + b.view(per_channel)
 
@@ -451,7 +480,7 @@ def _pack(edited: ir.Model) -> int:
         shift = np.zeros(len(rows), np.float32) if bias is None else np.broadcast_to(bias.ravel(), (len(rows),))
         shift = shift * np.float32(node.attributes.get_float("beta", 1.0))
         per_channel = (-1, *[1] * (shaped.ndim - 2)) if is_conv else (-1,)
-        attributes = {"shape": list(shaped.shape), "columns": [int(rows.shape[1])]}
+        attributes: dict[str, list[int] | int] = {"shape": list(shaped.shape), "columns": [int(rows.shape[1])]}
         if is_conv:
             attributes |= _conv_attributes(node, shaped.ndim - 2)
         name = value.name or "weight"

@@ -57,14 +57,14 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
 
 def _merge_weights(graph: ir.Graph) -> None:
     """Let equal initializers be one, float vectors aside."""
-    kept: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    kept: dict[tuple[str, str, bytes], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or value.is_graph_output() or value.is_graph_input() or tensor.dtype == ir.DataType.STRING:
             continue
         if tensor.dtype.is_floating_point() and len(tensor.shape) == 1:
             continue
-        key = (tensor.dtype.name, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest())
+        key = (tensor.dtype.name, str(tensor.shape), hashlib.sha256(tensor.tobytes()).digest())
         if (first := kept.setdefault(key, value)) is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del graph.initializers[value.name or ""]

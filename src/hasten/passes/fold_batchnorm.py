@@ -27,7 +27,7 @@ class FoldBatchnorm:
 
 
 def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None) -> Model:
-    """Fold every BatchNormalization into the Conv, ConvTranspose, Gemm, MatMul or packed layer before it; the others are skipped, each with the reason."""
+    """Fold every BatchNormalization into the layer with weights before it; the others are skipped, each with the reason."""
     edited = model.edit()
     skipped: list[Skip] = []
     changed = 0
