@@ -77,7 +77,7 @@ def x() -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "reference"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "reference", "torch"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first, group", [("Sign", 1), ("Step", 2)])
 def test_every_runtime_computes_what_the_bodies_say(runtime, kind, first, group, x):
