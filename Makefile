@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MODELS := src/hasten/models
 
-.PHONY: help demo test lint docs bench setup-core setup-dev
+.PHONY: help demo study test lint docs bench setup-core setup-dev
 
 help:  ## This list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,10 @@ demo: $(VENV)/.core  ## The main job on real handwritten digits: optimise the CN
 	if [ $$code = 0 ]; then echo "demo: exit code 0: something faster was found within the budget"; \
 	elif [ $$code = 3 ]; then echo "demo: exit code 3: nothing better on this machine, the original is kept"; \
 	else exit $$code; fi
+
+study: $(VENV)/.dev  ## The case study in full: MNIST from HASTEN_DATA, an hour or so; goes on where it was interrupted.
+	$(BIN)/python tools/mnist_npz.py build/mnist.npz
+	$(BIN)/python examples/handwritten_digits/study.py build/study --mnist build/mnist.npz
 
 test: $(VENV)/.dev  ## All tests.
 	$(BIN)/python -m pytest

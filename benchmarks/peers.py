@@ -216,6 +216,7 @@ def run_case(it: Case, threads: int, rounds: int, again: bool) -> dict[str, Any]
         "rounds": rounds,
         "chosen": result.best.name,
         "optimize_seconds": round(took, 1),
+        "advice": advised(result.manifest["details"]["advice"]),
         "judged_by": "accuracy" if bench.labels is not None else "cosine with the float model",
         "floor": round(floor, 4),
         "rows": {n: {"ms": round(seconds[n] * 1e3, 4), "value": round(values[n], 4), "keeps_budget": values[n] >= floor} for n in entries},
@@ -224,6 +225,12 @@ def run_case(it: Case, threads: int, rounds: int, again: bool) -> dict[str, Any]
         "hasten_to_fastest_peer": round(paired[fastest], 3),
         "hasten_to_ort_fp32": round(paired[BASELINE], 3),
     }
+
+
+def advised(found: dict[str, Any]) -> dict[str, Any]:
+    """What `inspect` would have said to try first, and whether it held: made before any candidate was tried, judged by the search itself."""
+    first = found["lines"][0] if found["lines"] else None
+    return {"first": first and first["candidate"], "gain": first and first["gain"], "held": found["held"], "why": found["why"]}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -237,7 +244,8 @@ def show(report: dict[str, Any]) -> None:
         print(f"  {name:34s} failed: {why}")
     print(
         f"  {report['chosen']}: {report['hasten_to_fastest_peer']} × the time of the fastest peer in budget ({report['fastest_peer']}), "
-        f"{report['hasten_to_ort_fp32']} × ORT fp32's\n",
+        f"{report['hasten_to_ort_fp32']} × ORT fp32's\n"
+        f"  advice {'held' if report['advice']['held'] else 'failed'}: {report['advice']['why']}\n",
         flush=True,
     )
 

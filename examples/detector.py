@@ -8,7 +8,7 @@ from PIL import Image
 
 import hasten
 
-DATA = os.environ["HASTEN_DATA"]
+DATA, COUNT = os.environ["HASTEN_DATA"], int(os.environ.get("SAMPLES", 160))
 
 
 def boxes(output):
@@ -32,7 +32,7 @@ def same_boxes(outputs, originals):
 
 
 with zipfile.ZipFile(f"{DATA}/imagenet_sample/imagenet_sample_even.zip") as archive:
-    files = sorted(n for n in archive.namelist() if not n.endswith(".csv"))[:160]
+    files = sorted(n for n in archive.namelist() if not n.endswith(".csv"))[:COUNT]
     pictures = np.stack([np.asarray(Image.open(archive.open(n)).resize((352, 352))) for n in files])  # (160, 352, 352, 3) bytes
 task = hasten.Task(pictures, metric=same_boxes, preprocess="color=BGR")  # no labels: the metric gets the original's outputs
 result = hasten.optimize(f"{DATA}/models/fastestdet.onnx", task, min_agreement=0.9, out="detector.hasten", force=True, say=print)

@@ -34,7 +34,7 @@ from hasten.measure.judge import Timing
 from hasten.measure.worker import run_batched
 from hasten.search import candidates, details, extras, finals
 from tests.conftest import MODELS, proto_of
-from tests.search.quick import few_recipes, quicken
+from tests.search.quick import few_candidates, quicken
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
@@ -278,14 +278,14 @@ class Here:
 
 @contextlib.contextmanager
 def planned_times():
-    """Searches of three recipes, without time per layer, single calls and energy; what is int8 takes half of the time."""
+    """Searches of few candidates, without time per layer, single calls and energy; what is int8 takes half of the time."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ROUNDS", "ROUND_SECONDS", "CALLS_SECONDS", "PAIRS", "time_once"):
             patch.setattr(judge, name, getattr(judge, name))
         patch.setattr(finals, "MORE_PAIRS", finals.MORE_PAIRS)
         patch.setattr(candidates, "RECIPES", candidates.RECIPES)
         quicken()
-        few_recipes()
+        few_candidates(patch.setattr)
 
         def time_once(subject, feeds, percentile=50.0):
             seconds = 5e-4 if b"DequantizeLinear" in subject.path.read_bytes() else 1e-3
@@ -322,11 +322,13 @@ MASKS = (
     (r"on [^,\n]*\(family [^)]*\)", "on CPU"),
     (r"\b(original|graph|float16|int8 [a-z ]+) · (onnxruntime|openvino)( bf16)? · \d+T", "CANDIDATE"),
     (r"\b(onnxruntime|openvino), \d+ threads", "RUNTIME"),
+    (r"than the original (in onnxruntime( on \d+ threads)?|on one thread)", "than the original"),
     (r"digest [0-9a-f]{8,}", "digest D"),
     (r"[-+−]?\d[\d.,]*(e-?\d+)?( ?(ns|µs|ms|s|B|KB|MB|GB|k|M|G))?\b", "N"),
     (r"\s+", " "),
 )
-"""What may differ between the docs' machine and this one: the CPU, the winner and its runtime, numbers with their units, and white space."""
+"""What may differ between the docs' machine and this one: the CPU, the winner, its runtime and the fastest baseline, numbers with their units, and
+white space."""
 
 
 def masked(text: str) -> str:

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 QUICKLY = """
 import runpy, sys
-from tests.search.quick import few_recipes, quicken
+from tests.search.quick import few_candidates, quicken
 quicken()
-few_recipes()
+few_candidates()
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
@@ -30,6 +30,8 @@ PYTHON = {
     "no_labels": ("agreement", False, [r"no labels: fidelity to the original is judged, by agreement"]),
 }
 NEEDS_DATA = ("text_classifier", "detector")
+SMALL = {"OMP_NUM_THREADS": "1", "SAMPLES": "40"}
+"""One thread is enough for what trains here; the detector takes so few pictures."""
 
 
 def run(arguments, place, **more) -> subprocess.CompletedProcess:
@@ -51,7 +53,7 @@ def test_every_example_is_run_here_and_short_and_named_in_the_docs():
 def test_a_python_example(name, tmp_path, request):
     data = {"HASTEN_DATA": str(request.getfixturevalue("shared_data"))} if name in NEEDS_DATA else {}
     metric, labels, says = PYTHON[name]
-    done = run([sys.executable, "-c", QUICKLY, str(EXAMPLES / f"{name}.py")], tmp_path, **data)
+    done = run([sys.executable, "-c", QUICKLY, str(EXAMPLES / f"{name}.py")], tmp_path, **SMALL, **data)
     assert done.returncode == 0, done.stderr
     for pattern in says:
         assert re.search(pattern, done.stdout), done.stdout

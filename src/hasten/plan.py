@@ -48,6 +48,7 @@ class Row:
 
     `observes`: the module also has `observe(model, settings, task)`, what the data shows, as plain JSON values that replay without data.
     `learns`: it trains on `task.train`, and the module has `prepare(model, settings, task)`, which makes what `learn.loop.fit` trains.
+    `teaches`: `task.teacher` may hold another model to learn from.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row:
     about: str
     observes: bool = False
     learns: bool = False
+    teaches: bool = False
 
     @property
     def _module(self) -> Any:
@@ -88,8 +90,16 @@ TECHNIQUES = (
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
-    Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True),
-    Row("binarize", "learn", Phase.LEARN, Effect.TRAINED, "Weights and activations of one bit, trained and stored packed.", learns=True),
+    Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True, teaches=True),
+    Row(
+        "binarize",
+        "learn",
+        Phase.LEARN,
+        Effect.TRAINED,
+        "Weights and activations of one bit, trained and stored packed.",
+        learns=True,
+        teaches=True,
+    ),
     Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),

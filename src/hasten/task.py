@@ -144,7 +144,9 @@ class Task:
         test = read(self.test, self.label, False if self.labels is False else None) if self.test is not None else None
         own_test = (test.samples, test.labels) if test is not None else source.test
         training = self._read_training(source)
-        indices, test_count, split_note = _split(len(source.samples), None if own_test is None else len(own_test[0]), self.seed, training is source)
+        indices, test_count, split_note = _split(
+            len(source.samples), None if own_test is None else len(own_test[0]), self.seed, training is source
+        )
         fitted = apply(source.samples)
         calibrate = _with_own_labels(Split(fitted, source.labels, indices["calibrate"]))
         if self.calibration is not None:

@@ -27,7 +27,7 @@ def repository(digits_cnn, digits, tmp_path_factory):
     shutil.copy(digits_cnn, place / "baseline.onnx")
     shutil.copy(digits_cnn, place / "candidate.onnx")
     shutil.copy(digits, place / "data.npz")
-    command = [sys.executable, "-m", "tests.search.quick", "baseline.onnx", "data.npz", "out"]
+    command = [sys.executable, "-m", "tests.search.quick", "baseline.onnx", "data.npz", "out", "int8 static"]
     root = Path(__file__).resolve().parents[2]
     subprocess.run(command, check=True, cwd=place, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])})
     (place / "bin").mkdir()

@@ -27,7 +27,7 @@ def test_an_epoch_has_each_sample_once_with_its_own_label():
     assert made.steps == 4
     for batch in made.epoch(0):
         assert batch.feeds[0][:, 0, 0, 0].tolist() == batch.labels.tolist()
-    seen = sum(numbers(made), [])
+    seen = [label for batch in numbers(made) for label in batch]
     assert len(set(seen)) == len(seen) == 20
     assert numbers(made) == numbers(made)
     assert numbers(made, epoch=1) != numbers(made)

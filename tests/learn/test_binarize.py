@@ -161,7 +161,7 @@ def test_layers_are_kept_by_name_and_an_unknown_name_is_refused():
     ({"weights": "half"}, "binarize: weights 'half' is unknown; use one of binary, ternary"),
     ({"first": "none"}, "binarize: first 'none' is unknown; use one of real, weights, binary"),
     ({"temperature": 0.0}, "binarize: temperature is 0.0, expected a number above 0"),
-    ({"soft": 0.0, "labels": 0.0}, "binarize: the weights soft 0.0 and labels 0.0 must be 0 or more, and one of them above 0"),
+    ({"soft": 0.0, "hard": 0.0}, "binarize: the weights soft 0.0 and hard 0.0 must be 0 or more, and one of them above 0"),
 ])  # fmt: skip
 def test_settings_are_checked(settings, said):
     with pytest.raises(BadInput) as e:
@@ -307,7 +307,7 @@ def test_digits_with_one_bit_a_weight(digits):
     )  # fmt: skip
     model = load(layers.eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model
     task = Task(digits, train=digits).bind(model)
-    made = binarize(model, Binarize(epochs=6, batch=32, rate=5e-3, soft=0.0, labels=1.0, **ALL), task)
+    made = binarize(model, Binarize(epochs=6, batch=32, rate=5e-3, soft=0.0, hard=1.0, **ALL), task)
     layer_bytes = sum(n.inputs[1].const_value.nbytes for n in made.ir.graph if is_packed(n))
     assert layer_bytes * 32 == 4 * (784 * 128 + 128 * 128 + 128 * 10)
     assert len(made.to_bytes()) < len(model.to_bytes()) / 10

@@ -26,6 +26,6 @@ def test_there_and_back(tmp_path):
 def test_what_is_not_ours_is_refused(tmp_path, content):
     file = tmp_path / "b.safetensors"
     file.write_bytes(content)
-    with pytest.raises(BadInput, match="b.safetensors is not a checkpoint that can be read .* remove it to start afresh"):
+    with pytest.raises(BadInput, match=r"b.safetensors is not a checkpoint that can be read .* remove it to start afresh"):
         checkpoint.read(file)
     assert file.read_bytes() == content

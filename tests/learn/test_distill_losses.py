@@ -72,7 +72,7 @@ def test_gradient_compares_the_slope_of_the_teachers_class():
 @pytest.mark.parametrize("values, said", [
     ({"temperature": 0}, "distill: temperature is 0, expected a number above 0"),
     ({"soft": -1}, "distill: the weight soft is -1, expected 0 .none. or more"),
-    ({"soft": 0, "labels": 0}, "distill: every weight is 0; give at least one of soft, labels"),
+    ({"soft": 0, "hard": 0}, "distill: every weight is 0; give at least one of soft, hard"),
     ({"pairs": ("a",)}, "distill: the pair 'a' is not understood; expected student's value=teacher's value"),
     ({"class_map": ("a=1",)}, "distill: the class map 'a=1' is not understood"),
     ({"gradient": 1.0, "compile": "always"}, "distill: torch.compile has no second derivative"),

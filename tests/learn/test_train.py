@@ -17,7 +17,8 @@ from hasten import check, plan
 from hasten.data.source import Arrays
 from hasten.doors import load
 from hasten.errors import BadInput, Diverged, OutOfResources, Refused
-from hasten.learn import loop, train as technique
+from hasten.learn import loop
+from hasten.learn import train as technique
 from hasten.learn.loop import RECORDS, Trainee, time_to
 from hasten.learn.train import Train, prepare, train
 from hasten.measure.record import Records
@@ -194,7 +195,7 @@ def test_a_process_that_dies_is_said(tmp_path, monkeypatch):
     from hasten.learn import parallel
 
     monkeypatch.setattr(parallel, "PATIENCE", parallel.datetime.timedelta(seconds=3))
-    with pytest.raises(OutOfResources, match="process 2 of the training ended early: no room; use fewer --processes"):
+    with pytest.raises(OutOfResources, match=r"process 2 of the training ended early: .*no room; use fewer --processes"):
         train(model, Train(epochs=1, batch=8, processes=2), toy_task(model, tmp_path / "t"))
 
 
@@ -206,24 +207,14 @@ def test_a_loss_that_is_no_number_stops_with_step_and_layer_and_keeps_the_checkp
 
 
 def test_the_node_that_gives_the_first_nan_is_named(tmp_path):
-    model = toy_model()
+    torch.manual_seed(1)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    model = load(layers.eval(), example_inputs=torch.zeros(2, 4)).model
     x, y = toy()
-    x[:, 0] = 1e38
-    samples = Split(Arrays({model.inputs[0].name: x}), y, np.arange(len(y)))
-    node = model.ir.graph.node(0).name
-    with pytest.raises(Diverged, match=f"comes from node '{node}'"):
-        train(scaled(model, 1e20), Train(epochs=1, batch=8), toy_task(model, tmp_path, train=samples))
-
-
-def scaled(model: Model, factor: float) -> Model:
-    from hasten.graph import add_weight, finish
-
-    edited = model.edit()
-    name, old = next((k, v) for k, v in edited.graph.initializers.items() if len(v.shape) == 2 and 4 in tuple(v.shape))
-    new = add_weight(edited.graph, f"{name}_large", old.const_value.numpy() * np.float32(factor))
-    for node, index in tuple(old.uses()):
-        node.replace_input_with(index, new)
-    return finish(model, edited, Train(), "scaled", 1, [])
+    samples = Split(Arrays({model.inputs[0].name: np.clip(x, -1, 1) * np.float32(3e38)}), y, np.arange(len(y)))
+    first = model.ir.graph.node(0).name
+    with pytest.raises(Diverged, match=f"comes from node '{first}'"):
+        train(model, Train(epochs=1, batch=8), toy_task(model, tmp_path, train=samples))
 
 
 def test_out_of_memory_takes_smaller_pieces_and_says_so(tmp_path, monkeypatch):
@@ -320,7 +311,7 @@ def test_a_fixed_batch_is_refused():
 def test_the_checkpoint_of_another_training_is_refused(tmp_path):
     model = toy_model()
     train(model, Train(epochs=1, batch=8), toy_task(model, tmp_path))
-    with pytest.raises(BadInput, match="holds the checkpoint of another training .* remove that folder to start afresh"):
+    with pytest.raises(BadInput, match=r"holds the checkpoint of another training .* remove that folder to start afresh"):
         train(model, Train(epochs=2, batch=8), toy_task(model, tmp_path))
 
 

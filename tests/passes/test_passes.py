@@ -62,6 +62,20 @@ def test_fold_constants_computes_what_never_changes_and_leaves_generators():
         FoldConstants(-1)
 
 
+def test_fold_constants_leaves_what_cannot_be_computed_and_does_not_log_it(caplog, monkeypatch):
+    from onnxscript.optimizer import _constant_folding as folding
+
+    def broken(*values, **attributes):
+        raise ValueError("cannot reshape array")
+
+    monkeypatch.setattr(folding.ReferenceEvaluator, "get_evaluator", lambda *a: broken)
+    before = model_of("g (float[N, 4] x) => (float[N, 4] y) { s = Sin (w)\n y = Mul (x, s) }", {"w": np.ones(4)})
+    assert operators(fold_constants(before, FoldConstants(), None)) == ["Sin", "Mul"]
+    assert not caplog.records
+    folding.logger.warning("heard")
+    assert [r.message for r in caplog.records] == ["heard"], "the logger is as it was"
+
+
 def test_fold_activations_merges_relu_and_clip_and_pad():
     before = model_of(
         """g (float[N, 1, 6, 6] x) => (float[N, 1, 6, 6] y) {

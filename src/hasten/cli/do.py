@@ -73,7 +73,9 @@ def optimize(
     time_limit: Annotated[str | None, typer.Option("--time-limit", help="Stop trying after this, such as 10m.")] = None,
     batch: BatchOpt = None,
     threads: ThreadsOpt = None,
-    runtimes: Annotated[str, typer.Option("--runtimes", help="Runtimes to try, by commas.")] = "onnxruntime,openvino",
+    runtimes: Annotated[
+        str, typer.Option("--runtimes", help="Runtimes to try, by commas: also torch and torch-compiled, which take longer.")
+    ] = "onnxruntime,openvino",
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Accept only what the test data proves.")] = False,
     guard: Annotated[
         list[str] | None,

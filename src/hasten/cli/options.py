@@ -25,6 +25,9 @@ TrainDataOpt = Annotated[
     str | None,
     typer.Option("--train-data", help="Data to train on, given as --data is; where it is the same, what judges is left out of it."),
 ]
+TeacherOpt = Annotated[
+    str | None, typer.Option("--teacher", help="The model to learn from, given as MODEL is; or --student, which makes MODEL the teacher.")
+]
 TestOpt = Annotated[str | None, typer.Option("--test", help="Data that judges, where it lies apart.")]
 LabelsOpt = Annotated[str | None, typer.Option("--labels", help="Labels that lie apart: a CSV file,class_index for pictures, or .npy.")]
 NoLabelsOpt = Annotated[bool, typer.Option("--no-labels", help="Leave the data's labels out: agreement with the original is judged.")]

@@ -28,6 +28,7 @@ from hasten.cli.options import (
     PreprocessOpt,
     QuietOpt,
     ShapeOpt,
+    TeacherOpt,
     TestOpt,
     TrainDataOpt,
     print_line,
@@ -55,6 +56,8 @@ LEARNING: tuple[tuple[str, Any, Any], ...] = (
     ("output", OutputOpt, None),
 )
 
+TEACHING: tuple[tuple[str, Any, Any], ...] = (("teacher", TeacherOpt, None),)
+
 OutArg = Annotated[str | None, typer.Argument(help="The .onnx file to write; or -o.", show_default=False)]
 
 
@@ -65,6 +68,16 @@ def _one_output(verb: str, argument: str | None, option: str | None) -> str:
         came = "none came" if out is None else f"{argument} and -o {option} came"
         raise BadInput(f"{verb} writes one file, and {came}; give one, as `hasten {verb} MODEL OUT` or with -o OUT")
     return out
+
+
+def _one_teacher(verb: str, teacher: str | None, student: str) -> None:
+    """Raises BadInput where it is not said who teaches whom, or said twice."""
+    if bool(teacher) == bool(student):
+        came = "both came" if teacher else "neither came"
+        raise BadInput(
+            f"{verb} needs --teacher MODEL to learn from, or --student narrow:0.5 (or shallow:0.5) to make a smaller student of the model itself; "
+            f"{came}: give one"
+        )
 
 
 def technique_command(row: plan.Row) -> Callable[..., None]:
@@ -83,14 +96,21 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             train=given.pop("train_data", None),
         )
         shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
-        quiet = given.pop("quiet")
+        quiet, teacher = given.pop("quiet"), given.pop("teacher", None)
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
+        if "student" in types:
+            _one_teacher(row.verb, teacher, settings.student)
         with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
             examples = doors.parse_example_input(example) if example else None
             model = doors.load(source, example_inputs=examples, shapes=shapes, workdir=Path(private)).model
             task = options.task()
             bound = task.bind(model) if task else None
+            if teacher is not None and bound is not None:
+                place = Path(private) / "teacher"
+                place.mkdir()
+                opened = doors.load(teacher, example_inputs=examples, shapes=shapes, workdir=place).model
+                bound = dataclasses.replace(bound, teacher=opened)
             from hasten.search.candidates import CLEAN, GRAPH, Recipe
 
             if before := GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns else ():
@@ -101,10 +121,11 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             else:
                 made = row.apply(model, settings, bound)
                 save(made, out)
-        step = made.history[-1]
-        what = f"trained {step.changed} weights" if row.learns else f"changed {step.changed} nodes"
-        print_line(f"{out}: {row.verb} {what}, left {len(step.skipped)} alone, {Path(out).stat().st_size} bytes")
-        for skip in step.skipped:
+        step, steps = made.history[-1], made.history[len(model.history) :]
+        left = [skip for s in steps for skip in s.skipped]
+        done = f"trained {step.changed} weights" if row.learns else f"changed {step.changed} nodes"
+        print_line(f"{out}: {row.verb} {done}, left {len(left)} alone, {Path(out).stat().st_size} bytes")
+        for skip in left:
             print_line(f"  left alone: {skip.node}: {skip.why}" if skip.node else f"  note: {skip.why}")
 
     kinds = inspection.Parameter.POSITIONAL_OR_KEYWORD, inspection.Parameter.KEYWORD_ONLY
@@ -119,6 +140,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         annotation = Annotated[list[str] | None if listed else kind, typer.Option(rich_help_panel="Settings")]  # type: ignore[valid-type]
         parameters.append(inspection.Parameter(field.name, kinds[1], annotation=annotation, default=None if listed else field.default))
     for name, kind, default in (
+        *(TEACHING if row.teaches else ()),
         *(LEARNING if row.learns else OBSERVING if row.observes else ()),
         ("shape", ShapeOpt, None),
         ("example_input", ExampleOpt, None),
@@ -130,6 +152,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     option = "train-data" if row.learns else "data"
     pictures, digits = (f" --{option} images.zip", f" --{option} mnist/") if row.learns or row.observes else ("", "")
+    if "student" in types:
+        pictures, digits = f" --teacher large.onnx{pictures}", f" --student narrow:0.5{digits}"
     settings_text = inspection.getdoc(row.settings) or ""
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
@@ -150,7 +174,8 @@ def _learn(row: plan.Row, model: Any, settings: Any, bound: Any, out: Path) -> A
 
     remove_checkpoint(bound.place)
     before, after, samples = before_after(model, made, bound)
+    one, other = ("of the teacher", "of the student") if getattr(settings, "student", "") else ("before", "after")
     print_line(
-        f"{bound.metric.name} on {samples} test samples: {before:.4f} before, {after:.4f} after; the training's records: {bound.place}"
+        f"{bound.metric.name} on {samples} test samples: {before:.4f} {one}, {after:.4f} {other}; the training's records: {bound.place}"
     )
     return made

@@ -51,16 +51,19 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     _refuse_nonsense(proto)
     _refuse_unknown_operators(proto)
     _check_external_data(proto, base)
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+    if not check and version != OPSET and (lifted := _lifted_unread(proto)) is not None:
+        proto, version = lifted, OPSET
     model = ir.from_proto(proto)
     if base is not None:
         ir.external_data.set_base_dir(model.graph, base)
     history = read_history(model)
     _refuse_training_mode(model)
     _refuse_bad_weights(model)
-    version = model.opset_imports.get("", OPSET)
     if version != OPSET:
         # Before initializers leave the inputs: in files older than IR 4 the converter finds them there only.
         model = _lifted(model, version, check)
+    model.opset_imports.pop("ai.onnx", None)
     RemoveInitializersFromInputsPass()(model)
     _name_all(model)
     ClearMetadataAndDocStringPass()(model)
@@ -192,6 +195,20 @@ def _refuse_bad_weights(model: ir.Model) -> None:
             raise BadInput(f"weight {name!r} can't be read: its data does not fit shape {list(tensor.shape)} ({e})") from e
 
 
+def _lifted_unread(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The same graph at opset 21 without a look at it, which for 10,000 nodes is a second; None where that fails: `_lifted` says why."""
+    try:
+        lifted = onnx.version_converter.convert_version(proto, OPSET)
+    except Exception:  # noqa: BLE001 - the converters raise all kinds; the long way tells them apart
+        return None
+    kept = {entry.key for entry in lifted.metadata_props}
+    for entry in proto.metadata_props:
+        if entry.key in kept:
+            continue
+        lifted.metadata_props.add(key=entry.key, value=entry.value)
+    return lifted
+
+
 def _lifted(model: ir.Model, version: int, compare: bool) -> ir.Model:
     """The same graph at opset 21. Raises Unsupported where the converters can't, or where the results differ."""
     from hasten import check
@@ -203,7 +220,6 @@ def _lifted(model: ir.Model, version: int, compare: bool) -> ir.Model:
         raise Unsupported(f"the model has opset {version} and can't be lifted to {OPSET}: {' '.join(str(e).split())[:300]}") from e
     lifted = ir.from_proto(after)
     lifted.metadata_props.update(model.metadata_props)
-    lifted.opset_imports.pop("ai.onnx", None)
     if not compare:
         return lifted
     before_inputs, after_inputs = (RemoveInitializersFromInputsPass()(m.clone()).model for m in (model, lifted))

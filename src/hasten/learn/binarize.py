@@ -49,7 +49,7 @@ class Binarize(Loop):
     __doc__ = (Loop.__doc__ or "") + (
         "\n    `weights`: binary or ternary. `activations`: sign (−1 and 1), step (0 and 1), or real (weights alone). `first`, `last`: real "
         "(left as\n    they are), weights (only their weights), or binary (as the others). `scaled`: a scaling factor for each output channel. "
-        "`keep`: names of\n    layers left real. `soft`, `labels`: weights of the losses against the teacher's scores at `temperature` and against "
+        "`keep`: names of\n    layers left real. `soft`, `hard`: weights of the losses against the teacher's scores at `temperature` and against "
         "the labels.\n"
     )
     weight_decay: float = 0.0
@@ -61,7 +61,7 @@ class Binarize(Loop):
     keep: tuple[str, ...] = ()
     temperature: float = 4.0
     soft: float = 0.5
-    labels: float = 0.5
+    hard: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +70,8 @@ class Binarize(Loop):
                 raise BadInput(f"binarize: {name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if not self.temperature > 0:
             raise BadInput(f"binarize: temperature is {self.temperature}, expected a number above 0")
-        if self.soft < 0 or self.labels < 0 or self.soft + self.labels == 0:
-            raise BadInput(f"binarize: the weights soft {self.soft} and labels {self.labels} must be 0 or more, and one of them above 0")
+        if self.soft < 0 or self.hard < 0 or self.soft + self.hard == 0:
+            raise BadInput(f"binarize: the weights soft {self.soft} and hard {self.hard} must be 0 or more, and one of them above 0")
 
 
 def binarize(model: Model, settings: Binarize, task: BoundTask | None) -> Model:
@@ -97,7 +97,7 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
     value, _ = logits(model, task.output)
     executor = build(latent, more=ROWS, taps=(value,))
     at = len(executor.outputs) - 1
-    labels = task_loss(model, task, split, at) if settings.labels and split.labels is not None else None
+    labels = task_loss(model, task, split, at) if settings.hard and split.labels is not None else None
     teach = None
     if settings.soft or labels is None:
         teacher = task.teacher or model
@@ -114,7 +114,7 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
 
     return Trainee(
         executor,
-        Losses(settings.soft, settings.labels, settings.temperature, at, labels),
+        Losses(settings.soft, settings.hard, settings.temperature, at, labels),
         executor.outputs.index(task.output),
         teach=teach,
         after_step=keep_within_bounds,
@@ -148,10 +148,10 @@ def _moved_from(value: ir.Value | None) -> ir.Value:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Losses:
-    """soft · T² KL(teacher ‖ student) + labels · the task's own loss; one of the two where the other has nothing to compare with."""
+    """soft · T² KL(teacher ‖ student) + hard · the task's own loss; one of the two where the other has nothing to compare with."""
 
     soft: float
-    labels: float
+    hard: float
     temperature: float
     at: int
     task: Objective | None
@@ -161,7 +161,7 @@ class Losses:
         if batch.taught:
             total = total + (self.soft or 1.0) * soft(outputs[self.at].float(), batch.taught[0].float(), self.temperature)
         if self.task is not None:
-            total = total + self.labels * self.task(outputs, batch)
+            total = total + self.hard * self.task(outputs, batch)
         return total
 
 

@@ -3,7 +3,7 @@
 With scores z of the student and v of the teacher, T a temperature, h and g values inside them:
 
 - `soft`: T² KL(softmax(v/T) ‖ softmax(z/T)); T² keeps the gradients' size (Hinton, Vinyals and Dean, arXiv 1503.02531);
-- `labels`: the task's own loss; `scores`: mean (z − v)², the limit of `soft` for large T (Ba and Caruana, arXiv 1312.6184);
+- `hard`: the task's own loss on the labels; `scores`: mean (z − v)², the limit of `soft` for large T (Ba and Caruana, arXiv 1312.6184);
 - `feature`: mean (A h − g)² / mean g², A a learned linear map of the channels (Romero et al., arXiv 1412.6550);
 - `attention`: ‖ q(h)/‖q(h)‖ − q(g)/‖q(g)‖ ‖², q the mean of squares over channels, or of a Softmax over heads (arXiv 1612.03928);
 - `gradient`: the same distance of the gradients of the teacher's largest score by the input (Jacobian matching, arXiv 1803.00443);
@@ -30,24 +30,29 @@ from hasten.learn.batches import Batch
 from hasten.learn.executor import Executor, build
 from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import Objective, logits, task_loss
+from hasten.learn.student import Student, make
 from hasten.learn.teacher import Teacher
-from hasten.model import Model
+from hasten.model import Model, Skip
 from hasten.task import BoundTask
 
-WEIGHTS = ("soft", "labels", "scores", "feature", "attention", "gradient", "relation")
+WEIGHTS = ("soft", "hard", "scores", "feature", "attention", "gradient", "relation")
 INNER = ("feature", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class Distill(Loop):
-    __doc__ = (Loop.__doc__ or "") + (
-        "\n    The weights of the losses: `soft` (teacher's scores at `temperature`), `labels`, `scores`, `feature`, `attention`, `gradient`, "
-        "`relation`.\n    `pairs`: values of student and teacher for feature and attention, as student=teacher; none: matched by depth. "
-        "`class_map`: where the\n    classes differ, student's=teacher's number for each class that both know.\n"
+    __doc__ = (
+        (Loop.__doc__ or "")
+        + """
+    The weights of the losses: `soft` (teacher's scores at `temperature`), `hard` (labels), `scores`, `feature`, `attention`, `gradient`,
+    `relation`. `pairs`: values of student and teacher for feature and attention, as student=teacher; none: matched by depth. `class_map`:
+    where the classes differ, student's=teacher's number for each class that both know. `student`: narrow:0.5 keeps half of the model's
+    channels, shallow:0.5 leaves out half of its blocks, and the model itself teaches what is left (learn/student.py).
+    """
     )
     temperature: float = 4.0
     soft: float = 0.9
-    labels: float = 0.1
+    hard: float = 0.1
     scores: float = 0.0
     feature: float = 0.0
     attention: float = 0.0
@@ -55,6 +60,7 @@ class Distill(Loop):
     relation: float = 0.0
     pairs: tuple[str, ...] = ()
     class_map: tuple[str, ...] = ()
+    student: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,14 +75,25 @@ class Distill(Loop):
             if not all(text.partition("=")[::2]):
                 raise BadInput(f"distill: the pair {text!r} is not understood; expected student's value=teacher's value")
         _class_map(self.class_map)
+        if self.student:
+            Student(self.student)
         if self.gradient and self.compile == "always":
             raise BadInput("distill: torch.compile has no second derivative, which `gradient` needs; leave --compile out")
 
 
 def distill(model: Model, settings: Distill, task: BoundTask | None) -> Model:
-    """The student, taught. Raises Refused without training data or teacher, and what `loop.fit` raises."""
+    """The student, taught. Raises Refused without training data or teacher, BadInput for two students, and what `loop.fit` raises."""
+    split = job.training_data("distill", task)
+    assert task is not None
+    if settings.student:
+        if task.teacher is not None:
+            raise BadInput("distill: --student makes the student of the model, which then is the teacher, and a teacher came too; give one")
+        task, model = dataclasses.replace(task, teacher=model), make(model, settings.student)
     trainee, _ = job.run("distill", prepare, model, settings, task)
-    return finish(model, trainee.executor.into(model), settings, "distill", len(trainee.executor.weights), job.without_norm(model))
+    notes = job.without_norm(model)
+    if settings.hard and split.labels is None:
+        notes.append(Skip("", "the training data has no labels: the teacher alone taught"))
+    return finish(model, trainee.executor.into(model), settings, "distill", len(trainee.executor.weights), notes)
 
 
 def prepare(model: Model, settings: Distill, task: BoundTask) -> Trainee:
@@ -97,7 +114,11 @@ def prepare(model: Model, settings: Distill, task: BoundTask) -> Trainee:
     if not settings.augment:
         teach.learn_by_heart(split, executor.inputs)
     at = len(executor.outputs) - 1 - len(pairs)
-    labels = task_loss(model, task, split, at) if settings.labels and split.labels is not None else None
+    labels = task_loss(model, task, split, at) if settings.hard and split.labels is not None else None
+    if labels is None and not any(getattr(settings, name) for name in WEIGHTS if name != "hard"):
+        raise BadInput(
+            "distill: the labels have the only weight, and the training data has none; give labels, or a weight such as --soft 1"
+        )
     adapters = _adapters(executor, teach, task, at, len(pairs)) if settings.feature else {}
     return Trainee(
         executor,
@@ -130,8 +151,8 @@ class Taught:
         total = z.new_zeros(())
         if settings.soft:
             total = total + settings.soft * soft(mine, theirs, settings.temperature)
-        if settings.labels and self.labels is not None:
-            total = total + settings.labels * self.labels(outputs, batch)
+        if settings.hard and self.labels is not None:
+            total = total + settings.hard * self.labels(outputs, batch)
         if settings.scores:
             total = total + settings.scores * functional.mse_loss(mine, theirs)
         inner = list(zip(outputs[self.at + 1 :], batch.taught[1:], strict=False))[: self.pairs]
@@ -232,11 +253,10 @@ def _pairs(model: Model, teacher: Model, settings: Distill) -> tuple[tuple[str, 
     if settings.pairs:
         named = tuple((text.partition("=")[0], text.partition("=")[2]) for text in settings.pairs)
         known = {o.name for node in model.ir.graph for o in node.outputs}
-        for mine, _ in named:
-            if mine not in known:
-                raise BadInput(f"the student has no value {mine!r}; `hasten inspect` lists its layers")
+        if unknown := [mine for mine, _ in named if mine not in known]:
+            raise BadInput(f"the student has no value {unknown[0]!r}; `hasten inspect` lists its layers")
         return named
-    found = []
+    found: list[tuple[str, str]] = []
     for share in (1 / 3, 2 / 3, 1.0):
         mine, theirs = (_at_depth(list(_layers(m)), share) for m in (model, teacher))
         if mine is not None and theirs is not None and (mine, theirs) not in found:

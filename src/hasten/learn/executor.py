@@ -210,8 +210,13 @@ class _Builder:
         inputs = list(node.inputs)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        found = [None if v is None else self.values[v] for v in inputs]
         output = node.outputs[0]
+        if row is OPERATORS["CastLike"] and row.typed in attributes:
+            row, inputs = OPERATORS["Cast"], inputs[:1]  # its type is known, and of a constant it is a constant
+        found = [None if v is None else self.values[v] for v in inputs]
+        if row in (OPERATORS["Shape"], OPERATORS["Size"]) and inputs[0] is not None and inputs[0].is_initializer():
+            assert inputs[0].const_value is not None
+            found = [torch.empty(tuple(inputs[0].const_value.shape), device="meta")]  # the shape of a weight is known
         if self._stays_python(node, row, inputs, found):
             args = [f.node if isinstance(f, _Python) else None if f is None else _number_or_tuple(f) for f in found]
             typed = ir.DataType(attributes["to"]) if node.op_type == "Cast" else ir.DataType.INT64
@@ -234,6 +239,7 @@ class _Builder:
             result = self.fx.call_module(name, tuple(args))
         else:
             result = self._function(row.run, args, attributes, None if row.many else output)
+        result.meta["onnx"] = node.name
         if node.op_type in ("Shape", "Size") and row is OPERATORS[node.op_type]:
             self.values[output] = _Python(result, ir.DataType.INT64)
         elif not row.many:

@@ -198,13 +198,17 @@ class _Training:
         place = task.place if team.rank == 0 else None
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = place / CHECKPOINT if place else None
+        self.checkpoint = place / CHECKPOINT if place and self.steps else None
         self.records = Records(place / RECORDS if place else None)
         self.saved = time.monotonic()
 
     def run(self) -> Trained:
-        self._resume()
-        self.done = self.team.agree(self.done)
+        if self.checkpoint is not None:
+            if self.checkpoint.exists():
+                self._resume(self.checkpoint)
+            else:
+                self._save()
+        self.done, self.steps = self.team.agree(self.done), self.team.agree(self.steps)
         while self.done < self.steps:
             epoch, start = divmod(self.done, self.batches.steps)
             self.trainee.executor.module.train()
@@ -449,18 +453,16 @@ class _Training:
         checkpoint.write(self.checkpoint, tensors, state)
         self.saved = time.monotonic()
 
-    def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        tensors, state = checkpoint.read(self.checkpoint)
+    def _resume(self, path: Path) -> None:
+        tensors, state = checkpoint.read(path)
         if state["identity"] != self.identity:
             raise BadInput(
-                f"{self.checkpoint.parent.name} holds the checkpoint of another training (model, data or settings differ); "
+                f"{path.parent.name} holds the checkpoint of another training (model, data or settings differ); "
                 "give the same to go on with it, remove that folder to start afresh, or write elsewhere"
             )
         self._put(_under("now/", tensors))
         if self.average is not None:
-            self.average = {k: v.clone() for k, v in _under("average/", tensors).items()}
+            self.average = {k: tensors[f"average/{k}"].clone() for k in self.parameters}
         self.best = _under("best/", tensors) or None
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
@@ -555,8 +557,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def identity_of(model: Model, task: BoundTask, technique: str) -> str:
-    """What a training is begun with, its settings aside: the model, the data, the technique."""
-    return json.dumps([technique, model.digest, task.digest])
+    """What a training is begun with, its settings aside: the technique, the model, the data, the teacher."""
+    return json.dumps([technique, model.digest, task.digest, "" if task.teacher is None else task.teacher.digest])
 
 
 def remove_checkpoint(place: Path | None) -> None:

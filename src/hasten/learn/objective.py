@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -74,7 +73,7 @@ def task_loss(model: Model, task: BoundTask, split: Split, at: int, smoothing: f
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)))
     _, final = logits(model, task.output)
     if task.metric.name in CLASSES or (whole and labels.ndim < len(shape)):
-        if shape and shape[-1] == 1 or len(shape) == 1 or final == "Sigmoid":
+        if (shape and shape[-1] == 1) or len(shape) == 1 or final == "Sigmoid":
             _in_range(labels, 2)
             return TaskLoss("binary", at)
         if isinstance(shape[-1], int) and labels.ndim < len(shape):

@@ -75,11 +75,7 @@ def team(technique: str, model: Model, settings: Loop, task: BoundTask, split: S
     with tempfile.TemporaryDirectory(prefix="hasten-team-") as private:
         place = Path(private)
         _hand_out(place, technique, model, settings, task, split)
-        command = [sys.executable, "-m", "hasten.learn.parallel", private]
-        others = [
-            subprocess.Popen([*command, str(rank)], stdout=subprocess.DEVNULL, stderr=(place / f"{rank}.err").open("wb"))
-            for rank in range(1, settings.processes)
-        ]
+        others = [_start(place, rank) for rank in range(1, settings.processes)]
         try:
             _join(place, 0, settings.processes)
             yield Team(0, settings.processes)
@@ -99,6 +95,13 @@ def team(technique: str, model: Model, settings: Loop, task: BoundTask, split: S
                 except subprocess.TimeoutExpired:
                     other.kill()
                     other.wait()
+
+
+def _start(place: Path, rank: int) -> subprocess.Popen[bytes]:
+    """One more process; what it has to complain about goes into a file."""
+    with (place / f"{rank}.err").open("wb") as complaints:
+        command = [sys.executable, "-m", "hasten.learn.parallel", str(place), str(rank)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=complaints)
 
 
 def _hand_out(place: Path, technique: str, model: Model, settings: Loop, task: BoundTask, split: Split) -> None:

@@ -6,7 +6,10 @@ Cost: nothing at run time; the file grows by at most `size_limit` bytes for each
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Iterator
 
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
@@ -39,13 +42,14 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
 
     edited = model.edit()
     before = sum(1 for _ in all_nodes(edited.graph))
-    fold(
-        edited,
-        onnx_shape_inference=True,
-        input_size_limit=max(settings.size_limit, _largest(model)),
-        output_size_limit=max(settings.size_limit, _largest(model)),
-        should_fold=lambda node: False if node.op_type in GENERATORS and _bytes(node) > settings.size_limit else None,
-    )
+    with _quiet():
+        fold(
+            edited,
+            onnx_shape_inference=True,
+            input_size_limit=max(settings.size_limit, _largest(model)),
+            output_size_limit=max(settings.size_limit, _largest(model)),
+            should_fold=lambda node: False if node.op_type in GENERATORS and _bytes(node) > settings.size_limit else None,
+        )
     _materialize_reshape_shape.rules.apply_to_model(edited)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
     RemoveUnusedNodesPass()(edited)
@@ -55,6 +59,18 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
     return finish(model, edited, settings, "fold_constants", before - sum(1 for _ in all_nodes(edited.graph)), skipped)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxscript logs "Evaluation failed" for a node that onnx's reference can't compute. It leaves such a node as it is, so nothing is lost."""
+    logger = logging.getLogger("onnxscript.optimizer._constant_folding")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _largest(model: Model) -> int:

@@ -75,7 +75,7 @@ def restless(floor: float | None) -> list[str]:
         return []
     return [
         f"the machine was restless (the original against itself, measured the same way, differs by {share(floor)}): "
-        "measure again on a quiet machine before relying on the ratio"
+        "measure again on a quiet machine before relying on these times"
     ]
 
 

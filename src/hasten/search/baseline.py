@@ -11,7 +11,7 @@ from hasten.measure.machine import machine
 from hasten.measure.process import Subject, WorkerFailed
 from hasten.measure.statistics import smallest_provable_drop
 from hasten.report.numbers import seconds
-from hasten.search.candidates import ORIGINAL, SMALL_MODEL, Candidate
+from hasten.search.candidates import ORIGINAL, Candidate, one_thread_too
 from hasten.search.goal import allowed_drop
 from hasten.search.run import Judged, Run
 from hasten.voice import voice
@@ -94,6 +94,6 @@ def _own_framework(run: Run) -> None:
 
 def _one_thread(run: Run, timed: Timing) -> None:
     """A small model may be faster on one thread as it is: what does not beat that gains nothing by its technique, so it is a baseline too."""
-    if timed.seconds < SMALL_MODEL and run.target.threads > 1:
+    if one_thread_too(run.target, timed.seconds):
         alone = Candidate(ORIGINAL, run.baseline.runtime, dataclasses.replace(run.target, threads=1))
         run.subjects[alone.name] = run.subject(alone)

@@ -21,7 +21,8 @@ class Budget:
 
     `max_drop` is absolute, in the metric's own unit; without labels the budget is `min_agreement` with the original instead.
     `guards` (`recall:1`, `recall:all`) forbid that the recall of a class falls by more than `guard_drop`; see `search/guard.py`.
-    `recipes`: names of those to try, all by default. `training`: whether candidates may be trained, where the task has data for it. `purpose`: the profile that some of the values came from.
+    `recipes`: names of those to try, all by default.
+    `training`: whether candidates may be trained, where the task has data for it. `purpose`: the profile that some of the values came from.
     Raises BadInput for a value that makes no sense.
     """
 

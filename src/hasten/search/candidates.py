@@ -107,11 +107,16 @@ def recipes(budget: Budget) -> tuple[Recipe, ...]:
     return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
 
 
+def one_thread_too(target: Target, baseline_seconds: float) -> bool:
+    """Whether the model is so small that one thread is tried beside the target's."""
+    return target.threads > 1 and baseline_seconds < SMALL_MODEL
+
+
 def candidates(
     budget: Budget, target: Target, baseline_seconds: float, judged: bool, of: tuple[Recipe, ...] | None = None
 ) -> Iterator[Candidate]:
     """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy."""
-    threads = [target.threads] + ([1] if baseline_seconds < SMALL_MODEL and target.threads > 1 else [])
+    threads = [target.threads] + ([1] if one_thread_too(target, baseline_seconds) else [])
     for recipe in recipes(budget) if of is None else of:
         for runtime in budget.runtimes:
             for precision in runtimes.get(runtime).hints:

@@ -178,12 +178,22 @@ class Run:
         return timed, before.seconds / timed.seconds, max(before.seconds / self._quickest, ranks) > RESTLESS
 
     def time_baseline(self) -> Timing | Failure:
-        """The baseline alone, in one fresh process."""
+        """The baseline alone, in one fresh process; at a restless moment in a second one too, and the faster counts: what is tried depends on it."""
+
+        def once() -> Timing | Failure:
+            return judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile)
 
         def compute() -> dict[str, Any]:
-            return dataclasses.asdict(judge.time_once(self.subject(self.baseline), self.feeds, self.budget.percentile))
+            timed = once()
+            if (
+                isinstance(timed, Timing)
+                and timed.percentiles["95"] / timed.percentiles["50"] > RESTLESS
+                and isinstance(again := once(), Timing)
+            ):
+                timed = min(timed, again, key=lambda t: t.seconds)
+            return dataclasses.asdict(timed)
 
-        return _timing(self.remember("screened", self.baseline.name, "one fresh process", compute))
+        return _timing(self.remember("screened", self.baseline.name, "one fresh process, the faster of two at a restless moment", compute))
 
     def duel(self, subjects: dict[str, Subject], turn: int) -> dict[str, Timing | Failure]:
         """One round of fresh processes, every subject once."""

@@ -46,7 +46,9 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
         if objective(run, outcome) > bar:
             outcome.reason = f"not trained: × {outcome.screened:.2f} is not faster than what needs no training"
             continue
-        voice().candidate(outcome.candidate.name, outcome.timing and outcome.timing.seconds, outcome.screened, note="before training")
+        voice().candidate(
+            outcome.candidate.name, outcome.timing.seconds if outcome.timing else None, outcome.screened, note="before training"
+        )
         promising.setdefault(recipe, []).append(outcome)
     voice().step("first timing of what would be trained", len(todo), len(todo))
     order = sorted(promising, key=lambda r: min(objective(run, o) for o in promising[r]))

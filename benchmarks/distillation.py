@@ -1,0 +1,119 @@
+"""Distillation on MNIST, test errors of 10,000: `python benchmarks/distillation.py [NAME ...]`; resumable, one JSON line each.
+
+After Hinton, Vinyals and Dean (arXiv 1503.02531): a teacher 2×1200, a student 2×800 plain and distilled; and 784-128-10. Everything through hasten:
+torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.models import BUILT, DATA
+
+HERE = Path(__file__).resolve().parent
+PLACE = BUILT.parent / "learning"
+MOVED = ("shift:2", "rotate:10", "zoom:0.1")
+SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training: the widths of the network, the teacher's name (None: plain), the settings."""
+
+    widths: tuple[int, ...]
+    teacher: str | None
+    settings: dict[str, Any]
+
+
+TRAININGS = {
+    "teacher 2x1200": Training((784, 1200, 1200, 10), None, {"epochs": 40, "augment": MOVED, "average": 0.999}),
+    "student 2x800, plain": Training((784, 800, 800, 10), None, {"epochs": 20}),
+    "student 2x800, plain, augmented": Training((784, 800, 800, 10), None, {"epochs": 40, "augment": MOVED, "average": 0.999}),
+    "student 2x800, distilled": Training(
+        (784, 800, 800, 10),
+        "teacher 2x1200",
+        {"epochs": 40, "augment": ("shift:2",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
+    ),
+    "784-128-10, plain": Training((784, 128, 10), None, {"epochs": 30}),
+    "784-128-10, plain, augmented": Training((784, 128, 10), None, {"epochs": 60, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999}),
+    "784-128-10, distilled": Training(
+        (784, 128, 10),
+        "teacher 2x1200",
+        {"epochs": 100, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
+    ),
+}
+
+
+def untrained(widths: tuple[int, ...]) -> Any:
+    import torch
+
+    from hasten.doors import load
+
+    torch.manual_seed(SEED)
+    layers: list[Any] = [torch.nn.Flatten()]
+    for before, after in itertools.pairwise(widths):
+        layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
+    return load(torch.nn.Sequential(*layers[:-1]).eval(), example_inputs=torch.zeros(2, 1, 28, 28)).model
+
+
+def run(name: str) -> dict[str, Any]:
+    """Train it, unless that was done, and count the test errors."""
+    import hasten
+    from hasten import plan
+    from hasten.learn.loop import RECORDS
+    from hasten.measure.before_after import before_after
+    from hasten.model import Model
+    from hasten.voice import Told, speaking
+
+    training, place = TRAININGS[name], PLACE / name.replace(", ", "-").replace(" ", "-")
+    place.mkdir(parents=True, exist_ok=True)
+    source = untrained(training.widths)
+    task = dataclasses.replace(hasten.Task(DATA / "mnist", train=DATA / "mnist", seed=SEED).bind(source), place=place)
+    if training.teacher is not None:
+        run(training.teacher)
+        task = dataclasses.replace(task, teacher=Model.load(PLACE / training.teacher.replace(" ", "-") / "model.onnx"))
+    done = place / "model.onnx"
+    row = plan.row("train" if training.teacher is None else "distill")
+    if not done.exists():
+        with speaking(Told(lambda line: print(f"{name}: {line}", flush=True))):
+            row.apply(source, row.settings(**{"batch": 128, "rate": 1e-3, "seed": SEED} | training.settings), task).save(done)
+    _, accuracy, samples = before_after(source, Model.load(done), task)
+    logs = HERE / "results" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(place / RECORDS, logs / f"{place.name}.jsonl")
+    last = json.loads((place / RECORDS).read_text().splitlines()[-1])["values"]
+    return {
+        "training": name,
+        "date": datetime.date.today().isoformat(),
+        "seed": SEED,
+        "settings": training.settings,
+        "errors": round((1 - accuracy) * samples),
+        "samples": samples,
+        "epoch": last["epoch"],
+        "seconds": round(last["seconds"], 1),
+        "step_ms": round(last["step_seconds"] * 1e3, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(TRAININGS), help=f"some of {'; '.join(TRAININGS)}")
+    for name in parser.parse_args().names:
+        report = run(name)
+        print(json.dumps(report), flush=True)
+        with (HERE / "results" / "distillation.jsonl").open("a") as file:
+            file.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Fewer weights: what hangs together, and what can go."""
