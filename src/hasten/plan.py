@@ -92,6 +92,15 @@ TECHNIQUES = (
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
     Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True, teaches=True),
     Row(
+        "sparsify",
+        "learn",
+        Phase.LEARN,
+        Effect.TRAINED,
+        "Train under penalties that switch channels, heads and branches off.",
+        learns=True,
+        teaches=True,
+    ),
+    Row(
         "binarize",
         "learn",
         Phase.LEARN,

@@ -28,14 +28,12 @@ from torch.nn import functional
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, unique_name
 from hasten.learn import job
-from hasten.learn.batches import Batch
-from hasten.learn.distill import soft
 from hasten.learn.executor import Executor, build
+from hasten.learn.guided import guide
 from hasten.learn.loop import Loop, Trainee
-from hasten.learn.objective import Objective, logits, task_loss
+from hasten.learn.objective import logits
 from hasten.learn.operators import Op
 from hasten.learn.spatial import conv
-from hasten.learn.teacher import Teacher
 from hasten.model import Model, Skip
 from hasten.numerics import TERNARY_THRESHOLD, pack_signs, pack_ternary
 from hasten.own_operators import DOMAIN, SIGNS, add_functions
@@ -92,19 +90,11 @@ def packed(model: Model, settings: Binarize, executor: Executor) -> Model:
 def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
     """The graph with latent weights as a module, the teacher (the model itself where no other one came), and the sum of the two losses."""
     latent, _ = with_latent_weights(model, settings)
-    split = job.training_data("binarize", task)
-    _check_inputs(latent, split)
+    _check_inputs(latent, job.training_data("binarize", task))
     value, _ = logits(model, task.output)
     executor = build(latent, more=ROWS, taps=(value,))
     at = len(executor.outputs) - 1
-    labels = task_loss(model, task, split, at) if settings.hard and split.labels is not None else None
-    teach = None
-    if settings.soft or labels is None:
-        teacher = task.teacher or model
-        output = task.output if task.output in {p.name for p in teacher.outputs} else teacher.outputs[0].name
-        teach = Teacher(teacher, executor.inputs, (logits(teacher, output)[0],))
-        if not settings.augment:
-            teach.learn_by_heart(split, executor.inputs)
+    losses, teach = guide("binarize", model, task, executor, at, settings)
     names = [n.inputs[1].name or "" for n in latent.ir.graph if n.op_type in LATENT and n.inputs[1] is not None]
     bounded = [executor.weights[name] for name in names]
 
@@ -114,7 +104,7 @@ def prepare(model: Model, settings: Binarize, task: BoundTask) -> Trainee:
 
     return Trainee(
         executor,
-        Losses(settings.soft, settings.hard, settings.temperature, at, labels),
+        losses,
         executor.outputs.index(task.output),
         teach=teach,
         after_step=keep_within_bounds,
@@ -144,25 +134,6 @@ def _moved_from(value: ir.Value | None) -> ir.Value:
     while (node := value.producer()) is not None and node.op_type in MOVERS and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Losses:
-    """soft · T² KL(teacher ‖ student) + hard · the task's own loss; one of the two where the other has nothing to compare with."""
-
-    soft: float
-    hard: float
-    temperature: float
-    at: int
-    task: Objective | None
-
-    def __call__(self, outputs: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        total = outputs[self.at].new_zeros(())
-        if batch.taught:
-            total = total + (self.soft or 1.0) * soft(outputs[self.at].float(), batch.taught[0].float(), self.temperature)
-        if self.task is not None:
-            total = total + self.hard * self.task(outputs, batch)
-        return total
 
 
 # --- the graph that is trained: Sign, Step, and layers with latent weights
