@@ -19,8 +19,12 @@ $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[openvino]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
+$(VENV)/.learn: $(VENV)/.core
 	$(PIP) torch
+	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.learn
 	$(PIP) -e '.[dev]'
 	@touch $@
 

@@ -1,7 +1,8 @@
 """Distillation on MNIST, test errors of 10,000: `python benchmarks/distillation.py [NAME ...]`; resumable, one JSON line each.
 
 After Hinton, Vinyals and Dean (arXiv 1503.02531): a teacher 2×1200, a student 2×800 plain and distilled; and 784-128-10. Everything through hasten:
-torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at once.
+torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at
+once.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run(name: str) -> dict[str, Any]:
     """Train it, unless that was done, and count the test errors."""
     import hasten
     from hasten import plan
-    from hasten.learn.loop import RECORDS
+    from hasten.learn.records import RECORDS
     from hasten.measure.before_after import before_after
     from hasten.model import Model
     from hasten.voice import Told, speaking

@@ -29,7 +29,7 @@ BUILT, RESULTS = ROOT / "build" / "training_step", ROOT / "benchmarks" / "result
 CONTESTANTS = ("torch", "executor", "torch compiled", "executor compiled")
 WARM_UP = 5
 SECONDS = 0.7
-"""A contestant's part of a round takes about this long, and at least two steps."""
+"""A contestant's part of a round takes about this long, and at least one step."""
 
 
 class Mlp(nn.Sequential):
@@ -166,7 +166,7 @@ class Contestant:
         command = [sys.executable, __file__, name, "--work", contestant, "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.losses: list[float] = self._answer()
-        self.count = 2
+        self.count = 1
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
@@ -181,7 +181,7 @@ class Contestant:
         self.process.stdin.write(f"{self.count}\n")
         self.process.stdin.flush()
         seconds: float = self._answer()[0]
-        self.count = max(2, round(SECONDS / seconds))
+        self.count = max(1, round(SECONDS / seconds))
         return seconds
 
     def end(self) -> None:

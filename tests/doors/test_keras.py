@@ -12,6 +12,7 @@ from keras import layers as kl
 from hasten import check
 from hasten.doors import load
 from hasten.errors import BadInput, Unsupported
+from hasten.runtimes import Target, get
 from hasten.runtimes.keras import open_origin
 from tests.conftest import operators
 
@@ -63,6 +64,9 @@ def test_keras_models_keep_their_predictions(make, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-4)
     own = open_origin(loaded.origin.path, 1, compiled=False).run(feeds)
     np.testing.assert_allclose(next(iter(own.values())), found[0], atol=1e-4)
+    session = get("torch").compile(loaded.model, Target(1))
+    for a, b in zip(found, session.run(feeds).values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max())
     if make is cnn:
         assert operators(loaded.model).count("BatchNormalization") == 2
         assert loaded.model.inputs[0].shape == ("batch", 16, 16, 3)

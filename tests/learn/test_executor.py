@@ -212,6 +212,35 @@ def test_batch_norm_follows_the_mode_and_its_statistics_go_back():
     agrees(after, made, 3)
 
 
+def test_statistics_that_cleanup_merged_are_each_node_s_own_again():
+    text = """g (float[N, 2, 3, 3] x) => (float[N, 2, 3, 3] y) {
+        a = BatchNormalization (x, s, b, m, v)
+        r = Relu (a)
+        y = BatchNormalization (r, s2, b, m, v)
+    }"""
+    model = model_of(text, {"s": np.full(2, 2.0), "s2": np.full(2, 3.0), "b": np.zeros(2), "m": np.zeros(2), "v": np.ones(2)})
+    made = build(model)
+    assert len(made.buffers) == 4
+    assert Model(made.into(model)).digest == model.digest, "they are still equal"
+    x = torch.randn(4, 2, 3, 3)
+    made.module.train()(x)
+    norms = [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    torch.nn.init.constant_(norms[0].weight, 2.0)
+    norms[1](torch.relu(norms[0](x)))
+    means = [b for name, b in made.buffers.items() if name.startswith("m")]
+    for norm, mean in zip(norms, means, strict=True):
+        torch.testing.assert_close(mean, norm.running_mean)
+    made.module.eval()
+    after = Model(made.into(model))
+    check.legal(after)
+    assert len(after.ir.graph.initializers) == 7
+    agrees(after, made, 3)
+    with pytest.raises(BadInput, match=r"statistics of node 'BatchNormalization_2' can't go back: the model has no such node"):
+        made.into(
+            model_of(text.replace("r = Relu (a)", "r = Relu (a)\n q = Relu (r)"), {k: np.zeros(2) for k in ("s", "s2", "b", "m", "v")})
+        )
+
+
 def test_dropout_drops_in_train_mode_only():
     model = model_of("g (float[N, 1000] x) => (float[N, 1000] y) { y = Dropout (x, r) }", {"r": np.array(0.25)})
     made = build(model)
@@ -382,6 +411,31 @@ def test_names_with_dots_and_slashes_stay_the_weights_names():
     made = build(Model(edited))
     assert set(made.weights) == {"/a.b/0:w"}
     assert made.weights["/a.b/0:w"] is next(made.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["self", "torch", "class", "training", "forward", "1", "a.b"])
+def test_any_name_can_be_an_input_an_output_or_a_weight(name):
+    model = model_of("g (float[N, 2] x) => (float[N, 2] y) { h = Mul (x, w)\n y = Relu (h) }", {"w": np.array([1.0, -2.0])})
+    for place in ("x", "h", "w"):
+        edited = model.edit()
+        value = next(v for v in (*edited.graph.inputs, *edited.graph.initializers.values(), edited.graph[0].outputs[0]) if v.name == place)
+        if place == "w":
+            edited.graph.initializers.pop("w")
+        value.name = name
+        if place == "w":
+            edited.graph.register_initializer(value)
+        agrees(Model(edited), batch=2)
+
+
+def test_a_constant_that_one_operator_needs_as_a_tensor_is_burnt_into_another():
+    model = model_of(
+        "g (float[N, 2] x) => (float[N, 2] y) { a = Add (x, two)\n b = Clip (a, , two)\n y = Clip (b, low, two) }",
+        {"two": np.array(2.0), "low": np.array(-1.0)},
+    )
+    made = build(model)
+    clips = [n for n in made.module.graph.nodes if "clip" in str(n.target)]
+    assert [c.args[1:] for c in clips] == [(None, 2.0), (-1.0, 2.0)]
+    agrees(model, made, 3)
 
 
 @pytest.mark.parametrize("kind", ["per tensor", "per channel", "blocked int4"])

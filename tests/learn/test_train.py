@@ -19,7 +19,8 @@ from hasten.doors import load
 from hasten.errors import BadInput, Diverged, OutOfResources, Refused
 from hasten.learn import loop
 from hasten.learn import train as technique
-from hasten.learn.loop import RECORDS, Trainee, time_to
+from hasten.learn.loop import Trainee
+from hasten.learn.records import RECORDS, time_to
 from hasten.learn.train import Train, prepare, train
 from hasten.measure.record import Records
 from hasten.metrics import METRICS

@@ -8,6 +8,8 @@ from hasten.errors import Unsupported
 from hasten.model import Model
 from hasten.runtimes import Target, get
 from hasten.runtimes import torch as torch_runtime
+from hasten.search.budget import Budget
+from hasten.search.candidates import candidates
 from tests.conftest import mlp_model, model_of
 
 
@@ -45,3 +47,11 @@ def test_without_torch_it_says_so(monkeypatch):
     assert skip.why == "torch is not installed: pip install 'hasten[torch]'"
     with pytest.raises(Unsupported, match="torch is not installed"):
         get("torch-compiled").compile(mlp_model(), Target(1))
+
+
+def test_the_search_tries_them_where_they_are_named_and_else_does_not():
+    def tried(budget):
+        return {c.runtime for c in candidates(budget, Target(1), 1.0, judged=True)}
+
+    assert tried(Budget()) == {"onnxruntime", "openvino"}
+    assert tried(Budget(runtimes=("torch", "torch-compiled"))) == {"torch", "torch-compiled"}

@@ -154,6 +154,8 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     pictures, digits = (f" --{option} images.zip", f" --{option} mnist/") if row.learns or row.observes else ("", "")
     if "student" in types:
         pictures, digits = f" --teacher large.onnx{pictures}", f" --student narrow:0.5{digits}"
+    if row.learns:
+        pictures, digits = f"{pictures} --labels labels.csv --preprocess imagenet-torch --epochs 3", f"{digits} --epochs 3"
     settings_text = inspection.getdoc(row.settings) or ""
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"

@@ -223,7 +223,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 def _same_size(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the smaller height and width of the two."""
     size = (min(h.shape[2], g.shape[2]), min(h.shape[3], g.shape[3]))
-    return tuple(x if x.shape[2:] == size else functional.adaptive_avg_pool2d(x, size) for x in (h, g))  # type: ignore[return-value]
+    return tuple(x if x.shape[2:] == size else functional.adaptive_avg_pool2d(x, size) for x in (h, g))
 
 
 def _adapters(executor: Executor, teach: Teacher, task: BoundTask, at: int, pairs: int) -> dict[str, nn.Parameter]:

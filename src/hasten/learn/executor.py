@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import keyword
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import onnx_ir as ir
 import torch
 
 from hasten.errors import BadInput, Unsupported
+from hasten.graph import add_weight
 from hasten.learn.operators import OPERATORS, Op
 from hasten.learn.values import DTYPES, FLOATS, tensor_of, to_array, to_tensor
 from hasten.model import OPSET, Model, Skip
@@ -36,6 +38,8 @@ class Executor:
     module: `module(*inputs)` gives the outputs as a tuple, both in the model's order; taps, if any, come after them.
     weights: the module's own parameters by initializer name: float weights that a gradient reaches (a number of rank 0 is a constant).
     buffers: running mean and variance of batch normalization, by initializer name.
+    copies: buffers of nodes that share an initializer with an earlier one (`cleanup` merges equal weights, and statistics are equal before
+    training): name of the copy → (initializer, node, position of the input). Each node moves its own.
     """
 
     module: Any
@@ -43,14 +47,18 @@ class Executor:
     buffers: dict[str, Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    copies: dict[str, tuple[str, str, int]] = dataclasses.field(default_factory=dict)
 
     def into(self, model: Model) -> ir.Model:
         """An edit of `model` in which the initializers of these names hold what was trained, as frozen arrays of their own type.
 
-        Raises BadInput where `model` has no initializer of such a name and shape.
+        Statistics that nodes shared and that differ now become initializers of their own. Raises BadInput where `model` has no initializer
+        of such a name and shape.
         """
         edited = model.edit()
         for name, tensor in {**self.weights, **self.buffers}.items():
+            if name in self.copies:
+                continue
             value = edited.graph.initializers.get(name)
             if value is None or value.const_value is None or tuple(value.const_value.shape) != tuple(tensor.shape):
                 found = "none" if value is None or value.const_value is None else f"one of shape {list(value.const_value.shape)}"
@@ -59,6 +67,17 @@ class Executor:
                     "give the model that the executor was built from, or one with the same weights"
                 )
             value.const_value = ir.Tensor(to_array(tensor, value.const_value.dtype), dtype=value.const_value.dtype, name=name)
+        nodes = {node.name: node for node in edited.graph}
+        for name, (shared, reader, position) in self.copies.items():
+            if torch.equal(self.buffers[name], self.buffers[shared]):
+                continue
+            if reader not in nodes:
+                raise BadInput(
+                    f"the statistics of node {reader!r} can't go back: the model has no such node; give the one that it was built from"
+                )
+            tensor = edited.graph.initializers[shared].const_value
+            assert tensor is not None
+            nodes[reader].replace_input_with(position, add_weight(edited.graph, shared, to_array(self.buffers[name], tensor.dtype)))
         return edited
 
 
@@ -147,17 +166,22 @@ class _Python:
 
 
 class _Builder:
-    """Goes through the graph once; `values` holds what each value is: a constant tensor, a `_Python`, or a node of the fx graph."""
+    """Goes through the graph once; `values` holds what each value is: a constant tensor, a `_Python`, or a node of the fx graph.
+
+    `tensors` holds the nodes of the first two, where an operator needs them as a tensor; another may still burn them in.
+    """
 
     def __init__(self, graph: ir.Graph, rows: dict[ir.Node, Op], taps: tuple[str, ...]) -> None:
         self.graph, self.rows, self.taps = graph, rows, taps
         self.root = torch.nn.Module()
         self.fx = torch.fx.Graph()
         self.values: dict[ir.Value, Any] = {}
-        self.attributes: dict[ir.Value, str] = {}
+        self.tensors: dict[ir.Value, Any] = {}
         self.names: set[str] = set()
         self.weights: dict[str, Any] = {}
         self.buffers: dict[str, Any] = {}
+        self.owners: dict[ir.Value, ir.Node] = {}
+        self.copies: dict[str, tuple[str, str, int]] = {}
 
     def build(self) -> Executor:
         trained, state = _reached(self.graph, self.rows, self.taps)
@@ -169,10 +193,10 @@ class _Builder:
             tensor = self._constant(value, value.const_value)
             if value in trained:
                 self.weights[name] = torch.nn.Parameter(tensor)
-                self.values[value] = self._kept(value, name, self.weights[name])
+                self.values[value] = self._kept(name, self.weights[name])
             elif value in state:
                 self.buffers[name] = tensor
-                self.values[value] = self._kept(value, name, tensor)
+                self.values[value] = self._kept(name, tensor)
             else:
                 self.values[value] = tensor
         for node in self.graph:
@@ -201,6 +225,7 @@ class _Builder:
             self.buffers,
             tuple(v.name or "" for v in self.graph.inputs),
             (*(v.name or "" for v in self.graph.outputs), *self.taps),
+            self.copies,
         )
 
     def _call(self, node: ir.Node, row: Op) -> None:
@@ -232,7 +257,7 @@ class _Builder:
         if not row.is_module and all(f is None or isinstance(f, torch.Tensor) for f in found) and (found or not row.many):
             self._fold(node, row, inputs, found, attributes)
             return
-        args = [self._argument(i, v, f, row) for i, (v, f) in enumerate(zip(inputs, found, strict=True))]
+        args = [self._argument(node, i, v, f, row) for i, (v, f) in enumerate(zip(inputs, found, strict=True))]
         if row.is_module:
             name = self._name(node.name or node.op_type, "module")
             self.root.add_module(name, row.run(**attributes))
@@ -276,9 +301,11 @@ class _Builder:
         for value, tensor in zip(node.outputs, result if row.many else (result,), strict=False):
             self.values[value] = tensor
 
-    def _argument(self, position: int, value: ir.Value | None, found: Any, row: Op) -> Any:
+    def _argument(self, node: ir.Node, position: int, value: ir.Value | None, found: Any, row: Op) -> Any:
         if value is None or found is None:
             return None
+        if position in row.state and value.name in self.buffers:
+            return self._own(node, position, value)
         if isinstance(found, _Python) and (
             position in row.burnt or (position in row.places and value.shape is not None and not len(value.shape))
         ):
@@ -287,17 +314,29 @@ class _Builder:
             return _number_or_tuple(found)
         return self._tensor(value)
 
+    def _own(self, node: ir.Node, position: int, value: ir.Value) -> Any:
+        """The node's own buffer of that state: the initializer's, or a copy where another node has it."""
+        if self.owners.setdefault(value, node) is node:
+            return self.values[value]
+        shared = value.name or ""
+        name = f"{shared} of {node.name}"
+        self.copies[name] = (shared, node.name or "", position)
+        self.buffers[name] = self.buffers[shared].clone()
+        return self._kept(name, self.buffers[name])
+
     def _tensor(self, value: ir.Value) -> Any:
         """The node of the fx graph that gives the value as a tensor."""
         found = self.values[value]
-        if isinstance(found, _Python):
-            found = self.values[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value]))
-        elif isinstance(found, torch.Tensor):
-            self.values[value] = self._kept(value, value.name or "constant", found)
-            return self.values[value]
-        return found
+        if value not in self.tensors:
+            if isinstance(found, _Python):
+                self.tensors[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value]))
+            elif isinstance(found, torch.Tensor):
+                self.tensors[value] = self._kept(value.name or "constant", found)
+            else:
+                return found
+        return self.tensors[value]
 
-    def _kept(self, value: ir.Value, name: str, tensor: Any) -> Any:
+    def _kept(self, name: str, tensor: Any) -> Any:
         """A parameter or buffer of the module, and the node that reads it."""
         attribute = self._name(name, "weight")
         if isinstance(tensor, torch.nn.Parameter):
@@ -307,17 +346,10 @@ class _Builder:
         return self.fx.get_attr(attribute)
 
     def _function(self, function: Any, args: list[Any], keywords: dict[str, Any], value: ir.Value | None) -> Any:
-        if any(isinstance(k, torch.Tensor) for k in keywords.values()):
-            keywords = {k: self._held(k, v) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
+        keywords = {k: self._kept(k, v) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
         return self.fx.create_node(
             "call_function", function, tuple(args), keywords, name=None if value is None else _identifier(value.name or "value")
         )
-
-    def _held(self, name: str, tensor: Any) -> Any:
-        """A tensor that is an attribute."""
-        attribute = self._name(name, "attribute")
-        self.root.register_buffer(attribute, tensor)
-        return self.fx.get_attr(attribute)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> Any:
         try:
@@ -337,7 +369,10 @@ class _Builder:
 
 
 def _identifier(name: str) -> str:
+    """A name that Python can read and that means nothing to the code of a module."""
     found = re.sub(r"\W", "_", name)
+    if keyword.iskeyword(found) or found in ("self", "torch"):
+        return f"{found}_"
     return f"_{found}" if found[:1].isdigit() else found
 
 

@@ -29,6 +29,7 @@ from hasten.learn.batches import Batch, Batches, Teach
 from hasten.learn.executor import Executor
 from hasten.learn.objective import Objective
 from hasten.learn.parallel import ALONE, Team
+from hasten.learn.records import RECORDS
 from hasten.measure.machine import cores
 from hasten.measure.record import Record, Records
 from hasten.measure.worker import peak_memory
@@ -36,7 +37,7 @@ from hasten.model import Model
 from hasten.task import BoundTask, Split
 from hasten.voice import voice
 
-CHECKPOINT, RECORDS = "checkpoint.safetensors", "training.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 60.0
 """Seconds between two checkpoints inside an epoch."""
 
@@ -153,17 +154,6 @@ def fit(trainee: Trainee, split: Split, settings: Loop, task: BoundTask, identit
     finite number, OutOfResources where not even one sample at a time fits in memory.
     """
     return _Training(trainee, split, settings, task, identity, team).run()
-
-
-def time_to(records: Records, value: float, higher_is_better: bool = True) -> float | None:
-    """Seconds of training until the metric on `validate` first reached `value`, None if it never did."""
-    spent = 0.0
-    for record in sorted((r for r in records if r.kind == "epoch"), key=lambda r: r.values["epoch"]):
-        spent += record.values["seconds"]
-        reached = record.values["value"]
-        if reached is not None and (reached >= value if higher_is_better else reached <= value):
-            return spent
-    return None
 
 
 class _Training:

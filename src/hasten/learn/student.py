@@ -130,7 +130,7 @@ def shallow(model: Model, settings: Student) -> Model:
     blocks, skipped = _residual_blocks(edited.graph)
     if not blocks:
         blocks = list(_hidden_layers(edited.graph))
-    chosen = [b for kind in dict.fromkeys(b.kind for b in blocks) for b in _spread([b for b in blocks if b.kind == kind], settings.share)]
+    chosen = _chosen(blocks, settings.share)
     if not chosen:
         found = f"{len(blocks)} of them are too few for this share" if blocks else "it has none"
         raise Refused(
@@ -161,9 +161,15 @@ class Block:
     kind: tuple[str, ...]
 
 
-def _spread(blocks: list[Block], share: float) -> list[Block]:
-    """That share of the blocks, at even distances."""
-    count = math.floor(share * len(blocks) + 0.5)
+def _chosen(blocks: list[Block], share: float) -> list[Block]:
+    """That share of the blocks of each kind; where there are too few of each, of all together."""
+    kinds = [[b for b in blocks if b.kind == kind] for kind in dict.fromkeys(b.kind for b in blocks)]
+    found = [b for kind in kinds for b in _spread(kind, math.ceil(share * len(kind) - 0.5))]
+    return found or _spread(blocks, math.floor(share * len(blocks) + 0.5))
+
+
+def _spread(blocks: list[Block], count: int) -> list[Block]:
+    """So many of the blocks, at even distances."""
     return [blocks[int((i + 0.5) * len(blocks) / count)] for i in range(count)]
 
 

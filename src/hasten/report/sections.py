@@ -8,7 +8,7 @@ from typing import Any
 
 from hasten.report import pictures
 from hasten.report.extras import joules
-from hasten.report.numbers import change, interval, metric, size, times
+from hasten.report.numbers import change, interval, metric, seconds, size, times
 from hasten.search.result import Result
 
 
@@ -55,6 +55,28 @@ def advice(result: Result, found: Found) -> Section | None:
     rows = [(line["candidate"], _gain(line["gain"]), line["reason"]) for line in given["lines"]]
     table = Table(("advised", "expected", "because"), rows, numeric=False) if rows else None
     return Section("advice", "What was advised before", [f"{held}: {given['why']}."], table=table)
+
+
+def training(result: Result, found: Found) -> Section | None:
+    """What was trained in the search: how long, with how much memory, and when the budget was first met."""
+    given = found.get("training")
+    if not given:
+        return None
+    rows = [
+        (
+            t["recipe"],
+            f"{t['epochs']}",
+            seconds(t["seconds"]),
+            seconds(t["step_seconds"]) + (", compiled" if t["compiled"] else ""),
+            size(t["peak_memory"]),
+            "–" if t["value"] is None else metric(t["value"]),
+            "not reached" if t["seconds_to_budget"] is None else seconds(t["seconds_to_budget"]),
+        )
+        for t in given
+    ]
+    table = Table(("trained for", "epochs", "time", "a step", "memory", "best on validate", "within the budget after"), rows)
+    lines = ["Each was timed before it was trained: how long a graph takes does not depend on its weights' values."]
+    return Section("training", "What was trained", lines, table=table, note="Wall time of the steps, judging aside; peak resident memory.")
 
 
 def _gain(gain: Sequence[float]) -> str:
@@ -173,5 +195,5 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-SECTIONS: tuple[Callable[[Result, Found], Section | None], ...] = (robustness, calibration, explanation, cost, energy, advice)
+SECTIONS: tuple[Callable[[Result, Found], Section | None], ...] = (robustness, calibration, explanation, cost, energy, training, advice)
 """In the order of the page."""

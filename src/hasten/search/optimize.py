@@ -28,7 +28,7 @@ from hasten.search.guard import check_guards
 from hasten.search.result import Result, write_result
 from hasten.search.run import Run
 from hasten.search.screen import screen
-from hasten.search.training import train_candidates
+from hasten.search.training import train_candidates, training_details
 from hasten.task import BoundTask, Task
 from hasten.voice import Told, speaking, voice
 
@@ -152,4 +152,5 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, 
     finals(run, tried)
     chosen, reason = choose(run, tried)
     found = details(run, tried[0], chosen) | extras(run, tried[0], chosen, wanted) | {"advice": advice_details(run, tried, chosen)}
+    found |= training_details(run)
     return write_result(run, folder, tried, chosen, reason, shapes, found)
