@@ -1,7 +1,7 @@
 """Distillation on MNIST, test errors of 10,000: `python benchmarks/distillation.py [NAME ...]`; resumable, one JSON line each.
 
-After Hinton, Vinyals and Dean (arXiv 1503.02531): a teacher 2×1200, a student 2×800 plain and distilled; and 784-128-10. Everything through hasten:
-torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at
+After Hinton, Vinyals and Dean (arXiv 1503.02531): a student 2×800, plain and distilled; and 784-128-10. The teacher is the LeNet-like CNN of
+tools/train_mnist.py (theirs was a perceptron 2×1200 with 67 errors). Everything through hasten: torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at
 once.
 """
 
@@ -29,29 +29,23 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One training: the widths of the network, the teacher's name (None: plain), the settings."""
+    """One training: the widths of the network, whether it is taught, the settings."""
 
     widths: tuple[int, ...]
-    teacher: str | None
+    taught: bool
     settings: dict[str, Any]
 
 
+GENTLY = {"average": 0.999, "temperature": 4.0, "soft": 1.0, "hard": 0.0}
 TRAININGS = {
-    "teacher 2x1200": Training((784, 1200, 1200, 10), None, {"epochs": 40, "augment": MOVED, "average": 0.999}),
-    "student 2x800, plain": Training((784, 800, 800, 10), None, {"epochs": 20}),
-    "student 2x800, plain, augmented": Training((784, 800, 800, 10), None, {"epochs": 40, "augment": MOVED, "average": 0.999}),
-    "student 2x800, distilled": Training(
-        (784, 800, 800, 10),
-        "teacher 2x1200",
-        {"epochs": 40, "augment": ("shift:2",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
+    "784-128-10, plain": Training((784, 128, 10), False, {"epochs": 30}),
+    "784-128-10, plain, augmented": Training(
+        (784, 128, 10), False, {"epochs": 60, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999}
     ),
-    "784-128-10, plain": Training((784, 128, 10), None, {"epochs": 30}),
-    "784-128-10, plain, augmented": Training((784, 128, 10), None, {"epochs": 60, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999}),
-    "784-128-10, distilled": Training(
-        (784, 128, 10),
-        "teacher 2x1200",
-        {"epochs": 100, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999, "temperature": 4.0, "soft": 1.0, "labels": 0.0},
-    ),
+    "784-128-10, distilled": Training((784, 128, 10), True, {"epochs": 80, "rate": 3e-3, "augment": ("shift:1",)} | GENTLY),
+    "student 2x800, plain": Training((784, 800, 800, 10), False, {"epochs": 15}),
+    "student 2x800, plain, augmented": Training((784, 800, 800, 10), False, {"epochs": 30, "augment": MOVED, "average": 0.999}),
+    "student 2x800, distilled": Training((784, 800, 800, 10), True, {"epochs": 30, "augment": MOVED} | GENTLY),
 }
 
 
@@ -80,11 +74,10 @@ def run(name: str) -> dict[str, Any]:
     place.mkdir(parents=True, exist_ok=True)
     source = untrained(training.widths)
     task = dataclasses.replace(hasten.Task(DATA / "mnist", train=DATA / "mnist", seed=SEED).bind(source), place=place)
-    if training.teacher is not None:
-        run(training.teacher)
-        task = dataclasses.replace(task, teacher=Model.load(PLACE / training.teacher.replace(" ", "-") / "model.onnx"))
+    if training.taught:
+        task = dataclasses.replace(task, teacher=Model.load(BUILT / "mnist_cnn.onnx"))
     done = place / "model.onnx"
-    row = plan.row("train" if training.teacher is None else "distill")
+    row = plan.row("distill" if training.taught else "train")
     if not done.exists():
         with speaking(Told(lambda line: print(f"{name}: {line}", flush=True))):
             row.apply(source, row.settings(**{"batch": 128, "rate": 1e-3, "seed": SEED} | training.settings), task).save(done)

@@ -5,7 +5,7 @@
 
 Each contestant (torch, executor; eager, compiled) has a process of its own, and in each round each of them makes a few steps, in an order that
 is reversed every second round; what counts is the median of the rounds' ratios, over several sets of fresh processes. The executor's model is
-what the torch door made of the module. The losses of the first steps must agree, or nothing is compared.
+what the torch door made of the module. The losses before and after the first update must agree, or nothing is compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 BUILT, RESULTS = ROOT / "build" / "training_step", ROOT / "benchmarks" / "results" / "training_step.jsonl"
 CONTESTANTS = ("torch", "executor", "torch compiled", "executor compiled")
-WARM_UP = 5
+WARM_UP = 3
 SECONDS = 0.7
 """A contestant's part of a round takes about this long, and at least one step."""
 
@@ -197,7 +197,8 @@ def measure(name: str, sets: int, rounds: int, threads: int) -> dict[str, Any]:
     for number in range(sets):
         running = {c: Contestant(name, c, threads) for c in CONTESTANTS}
         for contestant, process in running.items():
-            if not np.allclose(process.losses, running["torch"].losses, rtol=2e-3, atol=1e-4):
+            # The second loss comes after one update. Later ones drift apart: through batch norm, float errors grow about forty times a step.
+            if not np.allclose(process.losses[:2], running["torch"].losses[:2], rtol=1e-3):
                 raise SystemExit(f"{name}: the losses of {contestant} are {process.losses}, torch's are {running['torch'].losses}")
         for process in running.values():
             process.time()  # learns how many steps a round takes

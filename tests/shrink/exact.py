@@ -18,15 +18,14 @@ def half(coupled: Coupled, seed: int = 0, inexact: bool = False) -> dict[str, np
 
 
 def zeroed(coupled: Coupled, kept: dict[str, np.ndarray]) -> Model:
-    """The model with zeros where the channels that are not kept go into a weight; those that go into none (the width of queries, which meets
-    that of keys) are made of zeros."""
+    """The model with zeros where the channels that are not kept go into a weight."""
     edited = coupled.model.edit()
     for name, chosen in kept.items():
         group = coupled.group(name)
         gone = np.setdiff1d(np.arange(group.channels), chosen)
         for member in group.members:
             value = edited.graph.initializers[member.weight]
-            if member.reads or not any(m.reads for m in group.members):
+            if member.reads:
                 array = np.moveaxis(value.const_value.numpy().copy(), member.axis, 0)
                 array[member.positions[gone].ravel()] = 0
                 value.const_value = ir.Tensor(np.ascontiguousarray(np.moveaxis(array, 0, member.axis)), name=value.name)

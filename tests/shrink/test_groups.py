@@ -513,6 +513,91 @@ def test_removal_is_exact_on_random_networks(network):
     check_removal(coupled)
 
 
+@st.composite
+def sequences(draw):
+    """Random networks over (N, 4, width): linear layers, heads, parts, pads, turns and joins, with a linear end over all."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    lines: list[str] = []
+    weights: dict[str, np.ndarray] = {}
+    values = [("x", 6)]
+
+    def add(operator: str, inputs: list[str], width: int | None, attributes: str = "", **made: np.ndarray) -> str:
+        """One more node; a value of (N, 4, width) where the width is given."""
+        name = f"v{len(lines)}"
+        names = {k: f"{name}_{k}" for k in made}
+        weights.update({names[k]: v for k, v in made.items()})
+        lines.append(f"{name} = {operator} {attributes} ({', '.join([*inputs, *names.values()])})")
+        if width is not None:
+            values.append((name, width))
+        return name
+
+    kinds = "linear linear linear bias add gate concat slice split pad heads fused turned tile reverse".split()
+    for kind in draw(st.lists(st.sampled_from(kinds), min_size=2, max_size=8)):
+        source, d = values[draw(st.integers(max(0, len(values) - 3), len(values) - 1))]
+        if kind == "linear":
+            out = draw(st.sampled_from([4, 6, 8, 12]))
+            add("MatMul", [source], out, w=rng.standard_normal((d, out)))
+        elif kind == "bias":
+            add("Add", [source], d, b=rng.standard_normal(d))
+        elif kind == "add":
+            add("Add", [source, draw(st.sampled_from([n for n, k in values if k == d]))], d)
+        elif kind == "gate":
+            mean = add("ReduceMean", [source], None, "<keepdims = 1>", axes=np.array([1]))
+            add("Mul", [source, add("Tanh", [mean], None)], d)
+        elif kind == "concat":
+            other, k = draw(st.sampled_from(values))
+            add("Concat", [source, other], d + k, "<axis = -1>")
+        elif kind == "slice" and d > 3:
+            start, end = draw(st.sampled_from([(0, 2), (1, d), (-3, 2**62), (1, -1)]))
+            width = len(range(*slice(start, end).indices(d)))
+            add("Slice", [source], width, starts=np.array([start]), ends=np.array([end]), axes=np.array([-1]))
+        elif kind == "split" and d % 2 == 0:
+            lines.append(f"v{len(lines)}, u{len(lines)} = Split <axis = 2, num_outputs = 2> ({source})")
+            one, other = f"v{len(lines) - 1}", f"u{len(lines) - 1}"
+            add("Mul", [one, other], d // 2) if draw(st.booleans()) else values.append((other, d // 2))
+        elif kind == "pad":
+            before, behind = draw(st.sampled_from([(0, 1), (2, 0), (1, 2)]))
+            add("Pad", [source], d + before + behind, pads=np.array([0, 0, before, 0, 0, behind]))
+        elif kind in ("heads", "fused") and d % 2 == 0:
+            heads, width = 2, d // 2
+            if kind == "fused":
+                whole = add("MatMul", [source], None, w=rng.standard_normal((d, 3 * d)))
+                parted = add("Reshape", [whole], None, shape=np.array([0, 4, 3, heads, width]))
+                turned = add("Transpose", [parted], None, "<perm = [2, 0, 3, 1, 4]>")
+                parts = [add("Gather", [turned], None, "<axis = 0>", i=np.array(i)) for i in range(3)]
+            else:
+                parts = []
+                for _ in range(3):
+                    part = add("MatMul", [source], None, w=rng.standard_normal((d, d)))
+                    part = add("Reshape", [part], None, shape=np.array([-1, 4, heads, width]))
+                    parts.append(add("Transpose", [part], None, "<perm = [0, 2, 1, 3]>"))
+            keys = add("Transpose", [parts[1]], None, "<perm = [0, 1, 3, 2]>")
+            scores = add("Sigmoid", [add("MatMul", [parts[0], keys], None)], None)
+            mixed = add("Transpose", [add("MatMul", [scores, parts[2]], None)], None, "<perm = [0, 2, 1, 3]>")
+            add("Reshape", [mixed], d, shape=np.array([0, 0, d]))
+        elif kind == "turned":
+            out = draw(st.sampled_from([4, 6]))
+            turned = add("Conv", [add("Transpose", [source], None, "<perm = [0, 2, 1]>")], None, w=rng.standard_normal((out, d, 1)))
+            add("Transpose", [turned], out, "<perm = [0, 2, 1]>")
+        elif kind == "tile" and d < 9:
+            add("Tile", [source], 2 * d, times=np.array([1, 1, 2]))
+        elif kind == "reverse":
+            add("Gather", [source], d, "<axis = 2>", i=np.arange(d)[::-1])
+    source, d = values[-1]
+    flat = add("Reshape", [source], None, shape=np.array([-1, 4 * d]))
+    lines.append(f"y = MatMul ({flat}, w)")
+    weights["w"] = rng.standard_normal((4 * d, 3))
+    body = "\n".join(lines)
+    return f"g (float[N, 4, 6] x) => (float[N, 3] y) {{\n{body}\n}}", weights
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences())
+def test_removal_is_exact_on_random_sequences(network):
+    text, weights = network
+    check_removal(couple(model_of(text, weights)))
+
+
 MODELS = (
     "cifar10_resnet20", "fastestdet", "kws_dscnn", "mnist_cntk", "mobilenetv2", "silero_vad_16k_plain", "squeezenet1.1", "stories260k",
     "ultraface_rfb_320", "vww_mobilenetv1_025",

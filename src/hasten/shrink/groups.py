@@ -7,9 +7,8 @@ operator that has no rule. Union-find over the atoms then gives the channels; ch
 (the idea of a dependency graph: Fang et al., DepGraph, arXiv 2301.12900, there over modules, here over positions, so Concat, Split, heads and
 option-A shortcuts need no case of their own).
 
-Removing a channel gives the outputs that the model had with zeros in the weights that the channel goes into (where it goes into none, as the
-width of queries, which meets that of keys: in those that make it), unless the group says why not (`inexact`): a mean over the channels, as in
-LayerNormalization, then runs over fewer.
+Removing a channel gives the outputs that the model had with zeros in the weights that the channel goes into, unless the group says why not
+(`inexact`): a mean over the channels, as in LayerNormalization, then runs over fewer.
 """
 
 from __future__ import annotations

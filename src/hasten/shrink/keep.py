@@ -35,7 +35,8 @@ def keep(coupled: Coupled, kept: Mapping[str, Sequence[int] | Array]) -> ir.Mode
     nodes = list(graph)
     for mend in coupled.mends:
         counts = {k: int(stays[coupled.labels[atoms]].sum()) for k, atoms in mend.entries.items()}
-        if any(counts[k] != len(atoms) for k, atoms in mend.entries.items()):
+        # A Slice may count from the end, so its bounds move though nothing before them went.
+        if nodes[mend.node].op_type == "Slice" or any(counts[k] != len(atoms) for k, atoms in mend.entries.items()):
             _mend(graph, nodes[mend.node], mend.where, counts)
     for node in graph:
         for value in node.outputs:

@@ -111,8 +111,8 @@ def einsum(t: Trace, node: ir.Node) -> str | None:
             if letter not in right and is_weight(node.inputs[number]):
                 t.summed(axis)
     for letter, axis in letters.items():
-        if letter not in right and left.count(letter) == 1:
-            t.mean_over(axis, because(node, "a sum over the channels"))
+        if letter not in right and not any(letter in term and is_weight(v) for term, v in zip(terms, node.inputs, strict=True)):
+            t.mean_over(axis, because(node, INNER))
     t.put(node.outputs[0], [letters[letter] for letter in right])
     return None
 
@@ -145,11 +145,16 @@ def recurrent(t: Trace, node: ir.Node) -> str | None:
     return None
 
 
+INNER = "a sum over them of what is computed (as queries times keys), with no weight that could be zero"
+
+
 def contract(t: Trace, node: ir.Node, x: Axis, w: Axis) -> None:
     """x's axis is summed against w's. Where x is fixed, w is too: that is how it is."""
     for axis, value in ((x, node.inputs[0]), (w, node.inputs[1])):
         if is_weight(value):
             t.summed(axis)
+    if not any(is_weight(value) for value in node.inputs[:2]):
+        t.mean_over(x, because(node, INNER))
     t.join(x, w, because(node, "what it is multiplied with is computed, or of fixed size") if isinstance(x, np.ndarray) else "")
 
 
