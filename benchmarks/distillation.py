@@ -1,8 +1,8 @@
 """Distillation on MNIST, test errors of 10,000: `python benchmarks/distillation.py [NAME ...]`; resumable, one JSON line each.
 
 After Hinton, Vinyals and Dean (arXiv 1503.02531): a student 2×800, plain and distilled; and 784-128-10. The teacher is the LeNet-like CNN of
-tools/train_mnist.py (theirs was a perceptron 2×1200 with 67 errors). Everything through hasten: torch writes the untrained graph, hasten trains it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at
-once.
+tools/train_mnist.py (theirs was a perceptron 2×1200 with 67 errors). Everything through hasten: torch writes the untrained graph, hasten trains
+it. Of the 60,000 images 9,000 are kept back to choose the best epoch by; the test images are looked at once.
 """
 
 from __future__ import annotations

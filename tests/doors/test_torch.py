@@ -110,3 +110,19 @@ def test_an_lstm_and_token_ids_keep_their_results():
     model = load(Text(), example_inputs=torch.arange(10).reshape(2, 5)).model
     assert model.inputs[0].dtype == "int64"
     assert model.outputs[0].shape == ("batch", 2)
+
+
+def test_chunk_and_split_become_plain_splits():
+    """torch writes a sequence that it takes apart again, under a type that no runtime loads."""
+
+    class Halves(nn.Module):
+        def forward(self, x):
+            a, b = x.chunk(2, 1)
+            c, _, d = x.split([1, 3, 4], -1)
+            return a * torch.sigmoid(b), c + d, x.split(3, 1)[2]
+
+    model = load(Halves(), example_inputs=np.ones((2, 8), np.float32)).model
+    assert operators(model).count("Split") == 3 and "SplitToSequence" not in operators(model)
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    for found, expected in zip(check.oracle(model).run(None, {"x": x}), Halves()(torch.from_numpy(x)), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)

@@ -190,7 +190,7 @@ def test_other_classes_are_mapped(taught, tmp_path):
     with pytest.raises(
         BadInput, match=r"the student gives scores \[2\], the teacher \[4\]; say which classes are the same with --class-map 0=3"
     ):
-        distill(model, dataclasses.replace(settings, class_map=()), task)
+        distill(model, dataclasses.replace(settings, class_map=()), dataclasses.replace(task, place=tmp_path / "b"))
 
 
 def test_what_cannot_teach_is_refused(taught, tmp_path):

@@ -478,4 +478,6 @@ def test_what_exporters_write_around_constants_is_burnt_in():
     assert [c for c in called if "cast" in c or "expand" in c or "shape" in c] == []
     clip = next(n for n in made.module.graph.nodes if "clip" in str(n.target))
     assert clip.args[1:] == (0.0, 6.0)
+    conv = next(n for n in made.module.graph.nodes if "conv" in str(n.target))
+    assert conv.args[2] is None, "the exporter's bias of zeros"
     assert set(made.weights) == {"0.weight", "1.weight", "1.bias"}

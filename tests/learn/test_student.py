@@ -12,8 +12,8 @@ from torch import nn
 
 from hasten import check
 from hasten.data.source import Arrays
+from hasten.doors import load
 from hasten.doors.onnx import load_onnx
-from hasten.doors.torch import load_torch
 from hasten.errors import BadInput, Refused
 from hasten.facts import facts
 from hasten.learn.distill import Distill, distill
@@ -157,11 +157,7 @@ def test_a_transformer_loses_whole_layers():
 
     torch.manual_seed(0)
     module = nn.Sequential(Layer(), Layer(), nn.Linear(8, 3)).eval()
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as place:
-        teacher = load_torch(module, torch.randn(2, 5, 8), None, Path(place)).model
+    teacher = load(module, example_inputs=torch.randn(2, 5, 8)).model
     assert operators(make(teacher, "shallow:0.5")).count("Softmax") == 1
     student = make(teacher, "shallow:0.5")
     kept = nn.Sequential(module[0], module[2])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hasten import check
+from hasten.doors import load
 from hasten.doors.onnx import load_onnx
-from hasten.doors.torch import load_torch
 from hasten.errors import BadInput
 from hasten.model import Model
 from hasten.passes.cleanup import Cleanup, cleanup
@@ -36,15 +36,8 @@ def exported(module: nn.Module, *shape: int) -> Model:
             nn.init.normal_(part.bias)
             nn.init.normal_(part.running_mean)
             nn.init.uniform_(part.running_var, 0.5, 2)
-    model = load_torch(module.eval(), torch.randn(*shape), None, _place(module)).model
+    model = load(module.eval(), example_inputs=torch.randn(*shape)).model
     return fold_constants(model, FoldConstants(), None)
-
-
-def _place(module: nn.Module):
-    import tempfile
-    from pathlib import Path
-
-    return Path(tempfile.mkdtemp(prefix="hasten-test-"))
 
 
 MLP = """mlp (float[N, 8] x) => (float[N, 4] y) {
@@ -373,7 +366,7 @@ class Mobile(nn.Module):
     def forward(self, x):
         x = self.depth(self.expand(x))
         x = self.project(x * self.squeeze(x))
-        a, b = x.mean((2, 3))[:, :4], x.mean((2, 3))[:, 4:]
+        a, b = x.mean((2, 3)).chunk(2, 1)
         return self.head(a * torch.sigmoid(b))
 
 
@@ -412,7 +405,7 @@ def test_squeeze_and_excitation_and_halves_from_torch():
 
 
 def exported_text(module: nn.Module) -> Model:
-    return fold_constants(load_torch(module.eval(), torch.randint(0, 20, (2, 6)), None, _place(module)).model, FoldConstants(), None)
+    return fold_constants(load(module.eval(), example_inputs=torch.randint(0, 20, (2, 6))).model, FoldConstants(), None)
 
 
 def test_a_transformer_from_torch_loses_width_units_and_whole_heads():

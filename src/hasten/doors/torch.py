@@ -145,9 +145,45 @@ def to_onnx(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         else:
             value.name = name
         names.append(name)
+    _split_plainly(model)
     _name_batch(model)
     _drop_junk(model)
     return ir.to_proto(model), names
+
+
+def _split_plainly(model: ir.Model) -> None:
+    """torch writes `split` and `chunk` as a sequence that is taken apart again, under a type that no runtime loads: one Split is the same."""
+    for node in list(model.graph):
+        if node.op_type != "SplitToSequence" or not node.attributes.get_int("keepdims", 1) or len(node.inputs) < 2:
+            continue
+        source, stored = node.inputs[0], ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+        readers = [use.node for use in node.outputs[0].uses()]
+        places = [
+            ir.convenience.get_const_tensor(r.inputs[1]) if r.op_type == "SequenceAt" and r.inputs[1] is not None else None for r in readers
+        ]
+        if source is None or source.shape is None or stored is None or any(place is None for place in places):
+            continue
+        axis = node.attributes.get_int("axis", 0) or 0
+        whole, sizes = source.shape[axis], stored.numpy().reshape(-1).tolist()
+        if not stored.shape.rank() and isinstance(whole, int):
+            sizes = [min(sizes[0], whole - start) for start in range(0, whole, sizes[0])]
+        elif not stored.shape.rank():
+            continue
+        given = ir.node("Constant", [], {"value": ir.tensor(np.array(sizes, np.int64))}, name=f"{node.name}_sizes")
+        given.outputs[0].name = f"{node.name}_sizes_value"
+        made = ir.node("Split", [source, given.outputs[0]], {"axis": axis}, num_outputs=len(sizes), name=f"{node.name}_plain")
+        for number, output in enumerate(made.outputs):
+            output.name = f"{node.name}_part_{number}"
+        model.graph.insert_before(node, [given, made])
+        for reader, place in zip(readers, places, strict=True):
+            assert place is not None
+            old, new = reader.outputs[0], made.outputs[int(place.numpy())]
+            new.type, new.shape = old.type, old.shape
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            if new.is_graph_output():
+                old.name, new.name = f"{old.name}_", old.name
+            model.graph.remove(reader, safe=True)
+        model.graph.remove(node, safe=True)
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -304,6 +304,8 @@ class _Builder:
     def _argument(self, node: ir.Node, position: int, value: ir.Value | None, found: Any, row: Op) -> Any:
         if value is None or found is None:
             return None
+        if position in row.idle and isinstance(found, torch.Tensor) and not found.any():
+            return None
         if position in row.state and value.name in self.buffers:
             return self._own(node, position, value)
         if isinstance(found, _Python) and (

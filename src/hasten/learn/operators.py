@@ -27,6 +27,7 @@ class Op:
     run: the function; a class is a module with a state of its own (train or eval mode), made once a node with the attributes.
     burnt: positions whose constants (rank 0 or 1) arrive as Python values. places: the same, for a single number only.
     fixed: positions whose weights are not trained. state: positions of weights that are state, kept by `Executor.buffers`.
+    idle: positions where a constant of zeros does nothing and is left out (a bias that an exporter made up).
     many: the function takes `outputs`, how many are wanted, and gives a tuple.
     typed: the keyword that gets the element type of the first output, where the node has no such attribute.
     shapes: the same operator on shapes in Python (`shapes.py`), used where what comes in is one.
@@ -38,6 +39,7 @@ class Op:
     places: tuple[int, ...] = ()
     fixed: tuple[int, ...] = ()
     state: tuple[int, ...] = ()
+    idle: tuple[int, ...] = ()
     many: bool = False
     typed: str | None = None
     shapes: Callable[..., Any] | None = None
@@ -170,8 +172,8 @@ OPERATORS: dict[str, Op] = {
     # products, windows, normalization
     "AveragePool": Op(s.average_pool),
     "BatchNormalization": Op(s.BatchNorm, state=(3, 4), many=True),
-    "Conv": Op(s.conv),
-    "ConvTranspose": Op(s.conv_transpose),
+    "Conv": Op(s.conv, idle=(2,)),
+    "ConvTranspose": Op(s.conv_transpose, idle=(2,)),
     "Det": Op(torch.linalg.det),
     "Dropout": Op(s.Dropout, burnt=(1, 2), many=True),
     "Einsum": Op(s.einsum),
