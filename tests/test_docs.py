@@ -134,6 +134,27 @@ def net(size: int | str = 224) -> onnx.ModelProto:
     )
 
 
+def normed_net() -> onnx.ModelProto:
+    """The same from three convolutions, with batch norm behind the first two."""
+    ones = {f"{name}{i}": np.full(8, value) for i in (1, 2) for name, value in (("g", 1.0), ("c", 0.1), ("m", 0.2), ("v", 1.5))}
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.standard_normal((8, 3, 3, 3)), "w2": rng.standard_normal((8, 8, 3, 3)), "w3": rng.standard_normal((3, 8, 1, 1))}
+    return proto_of(
+        """net (float[N, 3, 224, 224] image) => (float[N, 3] scores) {
+            a = Conv <strides = [8, 8]> (image, w1)
+            b = BatchNormalization (a, g1, c1, m1, v1)
+            d = Relu (b)
+            e = Conv <strides = [2, 2]> (d, w2)
+            f = BatchNormalization (e, g2, c2, m2, v2)
+            h = Relu (f)
+            i = Conv (h, w3)
+            j = GlobalAveragePool (i)
+            scores = Flatten (j)
+        }""",
+        {**weights, **ones},
+    )
+
+
 MODULE = """
 import torch
 from torch import nn
@@ -198,6 +219,7 @@ def cupboard(tmp_path_factory):
     onnx.save(net(), place / "model.onnx")
     tokens = proto_of("m (int64[N, seq] ids) => (float[N, seq, 4] y) { y = Gather (table, ids) }", {"table": np.ones((10, 4))})
     onnx.save(tokens, place / "tokens.onnx")
+    onnx.save(normed_net(), place / "normed.onnx")
     (place / "plan.json").write_text(plan.Plan((plan.PlannedStep("quantize_static", plan.make_settings("quantize_static", {})),)).to_json())
     for name in ("mymodel.py", "net.py"):
         (place / name).write_text(MODULE)
@@ -217,7 +239,14 @@ def cupboard(tmp_path_factory):
     return place
 
 
-WANTED = {"model.onnx": (("mnist/", "digits_net.onnx"), ("--shape seq=", "tokens.onnx"))}
+WANTED = {
+    "model.onnx": (
+        ("mnist/", "digits_net.onnx"),
+        ("--shape seq=", "tokens.onnx"),
+        ("hasten binarize", "normed.onnx"),
+        ("hasten sparsify", "normed.onnx"),
+    )
+}
 """A name that stands for several things: where the command holds the text, that file is under the name."""
 
 MADE = {

@@ -9,14 +9,20 @@ from hasten.errors import BadInput
 from hasten.numerics import (
     FORMATS,
     affine,
+    binary,
     combined_scale,
     dequantize,
     format_of,
     pack_int4,
+    pack_signs,
+    pack_ternary,
     quantize,
     requantize,
     symmetric,
+    ternary,
     unpack_int4,
+    unpack_signs,
+    unpack_ternary,
 )
 
 
@@ -84,3 +90,44 @@ def test_nan_and_an_unknown_format_are_refused():
         quantize(np.array([np.nan], np.float32), 1.0, 0, format_of("int8"))
     with pytest.raises(BadInput, match="no number format 'int9'; use one of int32"):
         format_of("int9")
+
+
+@given(st.integers(1, 5), st.integers(1, 33), st.integers(0, 99))
+def test_signs_and_ternary_codes_pack_and_unpack(rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.choice([-1, 1], (rows, columns)).astype(np.int8)
+    packed = pack_signs(codes)
+    assert packed.shape == (rows, -(-columns // 8))
+    assert np.array_equal(unpack_signs(packed, columns), codes)
+    codes = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
+    packed = pack_ternary(codes)
+    assert packed.shape == (rows, -(-columns // 4))
+    assert np.array_equal(unpack_ternary(packed, columns), codes)
+
+
+def test_the_first_weight_is_in_the_lowest_bits():
+    assert pack_signs(np.array([[1, -1, -1, -1, -1, -1, -1, -1, -1, 1]])).tolist() == [[1, 2]]
+    assert pack_ternary(np.array([[1, 0, -1, -1, 1]])).tolist() == [[2 + 1 * 4, 2]]
+
+
+def test_the_scale_of_signs_is_the_best_there_is():
+    """No other scale of the signs is nearer to the weights, and no other signs are (XNOR-Net, section 3.1)."""
+    w = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+    w[0, 0] = 0.0
+    codes, scale = binary(w)
+    assert codes[0, 0] == 1
+    best = np.square(w - scale[:, None] * codes).sum(1)
+    for factor in (0.97, 1.03):
+        assert (np.square(w - factor * scale[:, None] * codes).sum(1) > best).all()
+    codes[:, 3] *= -1
+    assert (np.square(w - scale[:, None] * codes).sum(1) > best).all()
+
+
+def test_ternary_codes_are_nearer_than_signs_and_zero_where_weights_are_small():
+    w = np.random.default_rng(0).standard_normal((4, 400)).astype(np.float32)
+    (signs_of, one), (codes, scale) = binary(w), ternary(w)
+    assert np.square(w - scale[:, None] * codes).mean() < 0.6 * np.square(w - one[:, None] * signs_of).mean()
+    threshold = 0.7 * np.abs(w).mean(1, keepdims=True)
+    assert np.array_equal(codes == 0, np.abs(w) <= threshold)
+    assert np.array_equal(codes[codes != 0], np.sign(w)[codes != 0])
+    assert ternary(np.zeros((1, 4), np.float32))[1].tolist() == [0.0]

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from hasten.errors import BadInput
 from hasten.model import Model
+from hasten.own_operators import PACKED, is_packed, weight_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
     return Facts(
         rows,
         dict(collections.Counter(r.op for r in rows).most_common()),
-        sum(t.size for t in weights if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8),
+        sum(t.size for t in weights if t.dtype.is_floating_point() or t.dtype.bitwidth <= 8) + _packed_away(edited),
         sum(t.nbytes for t in weights),
         sum(r.macs or 0 for r in rows),
         sum(r.activation_bytes or 0 for r in rows),
@@ -120,6 +121,7 @@ def _row(node: ir.Node) -> Row:
     output = node.outputs[0]
     shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
     big = max(weights, key=lambda t: t.size, default=None)
+    bits = big.dtype.bitwidth if big is not None and node.op_type in MATRIX else None
     return Row(
         node.name or "",
         node.op_type,
@@ -127,7 +129,7 @@ def _row(node: ir.Node) -> Row:
         _macs(node),
         weight_bytes,
         None if None in moved else sum(m or 0 for m in moved),
-        big.dtype.bitwidth if big is not None and node.op_type in MATRIX else None,
+        PACKED[node.op_type] if is_packed(node) else bits,
     )
 
 
@@ -149,6 +151,9 @@ def _weight(value: ir.Value) -> ir.TensorProtocol | None:
 
 def _macs(node: ir.Node) -> int | None:
     """Multiply-accumulates by the operator's definition; 0 for what multiplies nothing by weights or by another matrix."""
+    if is_packed(node):
+        made = _shape(node.outputs[0])
+        return None if made is None else math.prod(made) * math.prod(weight_shape(node)[1:])
     if node.op_type not in MATRIX:
         return 0
     output = _shape(node.outputs[0])
@@ -167,6 +172,12 @@ def _macs(node: ir.Node) -> int | None:
         return steps * batch * weight[0] * weight[1] * (width + hidden)
     inner = source[-1] if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) else source[0]
     return math.prod(output) * inner
+
+
+def _packed_away(edited: ir.Model) -> int:
+    """How many more weights there are than bytes that hold them, in the packed layers."""
+    layers = [(node, node.inputs[1]) for node in edited.graph if is_packed(node)]
+    return sum(math.prod(weight_shape(n)) - v.const_value.size for n, v in layers if v is not None and v.const_value is not None)
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...] | None:

@@ -132,3 +132,48 @@ def unpack_int4(packed: Array, count: int, signed: bool) -> Array:
     """The inverse: `count` codes as int8 or uint8."""
     both = np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)[:count]
     return ((both.astype(np.int8) ^ 8) - 8).astype(np.int8) if signed else both.astype(np.uint8)
+
+
+def signs(x: Array) -> Array:
+    """+1 where x ≥ 0, else −1, as int8."""
+    return np.where(np.asarray(x) >= 0, 1, -1).astype(np.int8)
+
+
+def binary(w: Array) -> tuple[Array, Array]:
+    """(signs int8, scale float32) of rows (N, K): scale · sign is the nearest such row, scale = mean |w| (arXiv 1603.05279, section 3.1)."""
+    return signs(w), np.abs(w).mean(axis=1).astype(np.float32)
+
+
+TERNARY_THRESHOLD = 0.7
+"""Of the mean magnitude of a row: smaller weights become 0 (arXiv 1605.04711, section 2.3)."""
+
+
+def ternary(w: Array) -> tuple[Array, Array]:
+    """(codes −1, 0, +1 as int8, scale float32) of rows (N, K): 0 up to 0.7 mean |w|, scale the mean magnitude of the others."""
+    size = np.abs(w)
+    kept = size > np.float32(TERNARY_THRESHOLD) * size.mean(axis=1, keepdims=True)
+    scale = (size * kept).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    return (np.sign(w) * kept).astype(np.int8), scale.astype(np.float32)
+
+
+def pack_signs(codes: Array) -> Array:
+    """Eight weights in a byte, +1 as 1, the first in the lowest bit; each row begins a byte. (N, K) → (N, ⌈K/8⌉) uint8."""
+    return np.packbits(np.asarray(codes) > 0, axis=1, bitorder="little")
+
+
+def unpack_signs(packed: Array, columns: int) -> Array:
+    """The inverse: (N, columns) of −1 and +1 as int8."""
+    return (np.unpackbits(packed, axis=1, count=columns, bitorder="little").astype(np.int8) * 2 - 1).astype(np.int8)
+
+
+def pack_ternary(codes: Array) -> Array:
+    """Four weights in a byte, stored as 0, 1, 2, the first in the lowest two bits; each row begins a byte. (N, K) → (N, ⌈K/4⌉) uint8."""
+    digits = (np.asarray(codes, np.int8) + 1).astype(np.uint8)
+    digits = np.pad(digits, ((0, 0), (0, -digits.shape[1] % 4))).reshape(len(digits), -1, 4)
+    return (digits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=2).astype(np.uint8)
+
+
+def unpack_ternary(packed: Array, columns: int) -> Array:
+    """The inverse: (N, columns) of −1, 0 and +1 as int8."""
+    digits = (packed[:, :, None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3
+    return (digits.reshape(len(packed), -1)[:, :columns].astype(np.int8) - 1).astype(np.int8)

@@ -290,3 +290,25 @@ def test_fold_affine_leaves_what_is_not_per_channel_and_says_why():
     after = fold_affine(before, FoldAffine(), None)
     assert operators(after) == operators(before)
     assert [s.why for s in after.history[-1].skipped] == ["its constant is not one number per channel"]
+
+
+def test_cleanup_merges_equal_weights_but_no_float_vectors():
+    """Before training scales are ones like running variances, and biases are zeros like running means: merged they would train as one."""
+    ones, zeros = np.ones(4), np.zeros(4)
+    before = model_of(
+        """g (float[N, 4] x) => (float[N, 4] y) {
+            a = Gemm <transB = 1> (x, w1, c1)
+            b = BatchNormalization (a, g, c2, m, v)
+            c = Reshape (b, s1)
+            d = Gemm <transB = 1> (c, w2, c3)
+            y = Reshape (d, s2)
+        }""",
+        {
+            "w1": np.eye(4), "w2": np.eye(4), "c1": zeros, "c2": zeros, "c3": zeros, "m": zeros, "g": ones, "v": ones,
+            "s1": np.array([-1, 4]), "s2": np.array([-1, 4]),
+        },
+    )  # fmt: skip
+    after = cleanup(before, Cleanup(), None)
+    assert sorted(after.ir.graph.initializers) == ["c1", "c2", "c3", "g", "m", "s1", "v", "w1"]
+    check.same(before, after, within=check.BITS)
+    assert cleanup(after, Cleanup(), None).ir.graph.initializers.keys() == after.ir.graph.initializers.keys()

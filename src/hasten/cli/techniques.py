@@ -99,7 +99,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         quiet, teacher = given.pop("quiet"), given.pop("teacher", None)
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
-        if row.teaches:
+        if "student" in types:
             _one_teacher(row.verb, teacher, settings.student)
         with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
             examples = doors.parse_example_input(example) if example else None
@@ -111,11 +111,11 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 place.mkdir()
                 opened = doors.load(teacher, example_inputs=examples, shapes=shapes, workdir=place).model
                 bound = dataclasses.replace(bound, teacher=opened)
-            if row.phase >= plan.Phase.QUANTIZE:
-                from hasten.search.candidates import GRAPH, Recipe
+            from hasten.search.candidates import CLEAN, GRAPH, Recipe
 
-                model = plan.run(Recipe("prepare", GRAPH).plan(model), model, bound)[0]
-                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in GRAPH)} (what stands before {row.verb} on the road)")
+            if before := GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns else ():
+                model = plan.run(Recipe("prepare", before).plan(model), model, bound)[0]
+                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in before)} (what stands before {row.verb} on the road)")
             if row.learns:
                 made = _learn(row, model, settings, bound, Path(out))
             else:
@@ -152,7 +152,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     option = "train-data" if row.learns else "data"
     pictures, digits = (f" --{option} images.zip", f" --{option} mnist/") if row.learns or row.observes else ("", "")
-    if row.teaches:
+    if "student" in types:
         pictures, digits = f" --teacher large.onnx{pictures}", f" --student narrow:0.5{digits}"
     if row.learns:
         pictures, digits = f"{pictures} --labels labels.csv --preprocess imagenet-torch --epochs 3", f"{digits} --epochs 3"

@@ -110,8 +110,9 @@ class Loop:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trainee:
     """What is trained, and towards what. `judged`: the module's output that the metric judges. `more`: parameters beside the model's own (a
-    distillation's adapters). `teach`: a teacher. `after_step`: called after each step (weights kept within bounds, say). `rates`: factors of
-    the learning rate by name of a parameter. `input_gradients`: the objective takes gradients by the inputs, so no step is compiled.
+    distillation's adapters). `teach`: a teacher. `after_step`: called after each step (weights kept within bounds, say). `proximal`: the same,
+    with the step's learning rate. `rates`: factors of the learning rate by name of a parameter. `input_gradients`: the objective takes
+    gradients by the inputs, so no step is compiled. `keep_last`: the last epoch's weights are kept, where the metric is not all that counts.
     """
 
     executor: Executor
@@ -120,8 +121,10 @@ class Trainee:
     more: dict[str, nn.Parameter] = dataclasses.field(default_factory=dict)
     teach: Teach | None = None
     after_step: Callable[[], None] | None = None
+    proximal: Callable[[float], None] | None = None
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
     input_gradients: bool = False
+    keep_last: bool = False
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -244,6 +247,9 @@ class _Training:
         if self.trainee.after_step is not None:
             with torch.no_grad():
                 self.trainee.after_step()
+        if self.trainee.proximal is not None:
+            with torch.no_grad():
+                self.trainee.proximal(rate)
         if self.average is not None:
             decay = min(self.settings.average, (self.done + 1) / (self.done + 10))
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
@@ -327,8 +333,7 @@ class _Training:
         stop = False
         if self.team.rank == 0:
             value = self._value()
-            better = self._better(value)
-            if better:
+            if self.trainee.keep_last or self._better(value):
                 self.best, self.best_value, self.best_epoch = self._tensors(averaged=True), value, epoch + 1
             loss = float(np.mean(self.losses)) if self.losses else float("nan")
             name = self.task.metric.name

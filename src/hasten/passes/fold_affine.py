@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place
 from hasten.model import Model, Skip, all_nodes
+from hasten.own_operators import is_packed
 from hasten.task import BoundTask
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -103,8 +104,9 @@ def refusal(node: ir.Node, layer: ir.Node) -> str:
         return f"the weights of the {layer.op_type} before it are computed, not constant"
     if layer.op_type == "MatMul" and (layer.inputs[1].shape is None or len(layer.inputs[1].shape) != 2):  # type: ignore[union-attr]
         return "the MatMul before it has weights that are not a matrix"
-    if layer.op_type == "MatMul" and (layer.outputs[0].shape is None or len(layer.outputs[0].shape) != 2):
-        return "the MatMul before it works on more than two axes: it has no bias"
+    rows_alone = layer.op_type == "MatMul" or (is_packed(layer) and layer.op_type.endswith("Gemm"))
+    if rows_alone and (layer.outputs[0].shape is None or len(layer.outputs[0].shape) != 2):
+        return f"the {layer.op_type} before it works on more than two axes{': it has no bias' if layer.op_type == 'MatMul' else ''}"
     return ""
 
 
@@ -115,6 +117,9 @@ def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
     weight = constant(layer.inputs[1])
     bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
     assert weight is not None
+    if is_packed(layer):
+        _absorb_in_scale(node, layer, factor, term)
+        return
     old_bias = np.zeros(len(term)) if bias is None else np.asarray(bias, np.float64)
     if layer.op_type == "Gemm":
         old_bias = old_bias * layer.attributes.get_float("beta", 1.0)
@@ -131,6 +136,18 @@ def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
         layer.attributes.pop("beta", None)
     layer.resize_inputs(3)
     layer.replace_input_with(2, new_bias)
+    take_place(node.outputs[0], layer.outputs[0])
+    graph.remove(node, safe=True)
+
+
+def _absorb_in_scale(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
+    """The same for a layer with packed weights, which has a scale and a bias of its own."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    scale, bias = (np.asarray(constant(v), np.float64) for v in layer.inputs[2:4])
+    for index, array in ((2, scale * factor.reshape(scale.shape)), (3, bias * factor.reshape(bias.shape) + term.reshape(bias.shape))):
+        name = layer.inputs[index].name or "weight"  # type: ignore[union-attr]
+        layer.replace_input_with(index, add_weight(graph, f"{name}_folded", array.astype(np.float32)))
     take_place(node.outputs[0], layer.outputs[0])
     graph.remove(node, safe=True)
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from hasten.graph import constant, finish
 from hasten.model import Model, Skip, all_nodes
+from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import LAYERS, absorb, refusal
 from hasten.task import BoundTask
 
@@ -26,7 +27,7 @@ class FoldBatchnorm:
 
 
 def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None) -> Model:
-    """Fold every BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it; the others are skipped, each with the reason."""
+    """Fold every BatchNormalization into the layer with weights before it; the others are skipped, each with the reason."""
     edited = model.edit()
     skipped: list[Skip] = []
     changed = 0
@@ -47,7 +48,7 @@ def _refusal(norm: ir.Node, before: ir.Node | None) -> str:
     """Why this batch norm can't be folded, empty if it can."""
     if before is None:
         return "it stands first: there are no weights before it"
-    if before.op_type not in LAYERS:
+    if before.op_type not in LAYERS and not is_packed(before):
         return f"it follows {before.op_type}, which has no weights"
     if any(constant(v) is None for v in norm.inputs[1:5]):
         return "its scale, bias, mean or variance is computed, not constant"

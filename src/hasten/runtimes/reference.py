@@ -79,7 +79,7 @@ class IntegerSession:
     batch: int | None = None
 
     def __init__(self, model: Model) -> None:
-        self._graph = model.ir.graph
+        self._graph, self._functions = model.ir.graph, model.ir.functions
         self._names = [p.name for p in model.outputs]
         self._float_nodes: dict[str, Any] = {}
 
@@ -150,11 +150,14 @@ class IntegerSession:
             inputs = [onnx.helper.make_tensor_value_info(k, types[k], [None] * v.ndim) for k, v in arrays.items()]
             outputs = [onnx.ValueInfoProto(name=o.name) for o in node.outputs]
             graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
-            imports = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
+            imports = [onnx.helper.make_opsetid(domain, 1) for domain in {"com.microsoft", node.domain} - {""}]
+            own = self._functions.get((node.domain, node.op_type, ""))
+            functions = [] if own is None else [ir.to_proto(own)]
             options = ort.SessionOptions()
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.log_severity_level = 3
-            model = onnx.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=imports)
+            imports.append(onnx.helper.make_opsetid("", OPSET))
+            model = onnx.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=imports, functions=functions)
             self._float_nodes[key] = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return self._float_nodes[key]
 
