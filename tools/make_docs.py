@@ -309,7 +309,13 @@ def binary_table() -> str:
     """Test errors and the bytes of the layers; the last line of each model counts."""
     last = {(r["model"], r["weights"], r["activations"]): r for r in _lines("binary")}
     rows = [
-        (f"{name}: {w} weights, {a}", r["float_errors"], r["errors"], f"{r['float_layers_bytes'] / r['layers_bytes']:.1f} ×", r["settings"]["epochs"])
+        (
+            f"{name}: {w} weights, {a}",
+            r["float_errors"],
+            r["errors"],
+            f"{r['float_layers_bytes'] / r['layers_bytes']:.1f} ×",
+            r["settings"]["epochs"],
+        )
         for (name, w, a), r in sorted(last.items())
     ]
     return _table(("network", "errors, float", "errors, binary", "layers smaller", "epochs"), rows)
