@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect as inspection
+import re
 import tempfile
 import typing
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
         pictures, digits = f" --teacher large.onnx{pictures}", f" --student narrow:0.5{digits}"
     if row.learns:
         pictures, digits = f"{pictures} --labels labels.csv --preprocess imagenet-torch --epochs 3", f"{digits} --epochs 3"
-    settings_text = inspection.getdoc(row.settings) or ""
+    settings_text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspection.getdoc(row.settings) or "")  # a paragraph is a line: the terminal wraps it
     command.__doc__ = (
         f"{row.about} Effect: {row.effect}; phase: {row.phase.name.lower()}.\n\n{settings_text}\n\n"
         f"[bold]hasten {row.verb} model.onnx out.onnx{pictures}[/]\n\n[bold]hasten {row.verb} lenet.onnx -o out.onnx{digits}[/]"
