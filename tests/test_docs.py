@@ -134,6 +134,12 @@ def net(size: int | str = 224) -> onnx.ModelProto:
     )
 
 
+def small_net() -> onnx.ModelProto:
+    """Digits (N, 1, 28, 28) to 10 scores, untrained: a student."""
+    text = "small (float[N, 1, 28, 28] image) => (float[N, 10] scores) { a = Flatten (image) scores = MatMul (a, w) }"
+    return proto_of(text, {"w": np.random.default_rng(0).standard_normal((784, 10)) / 28})
+
+
 def normed_net() -> onnx.ModelProto:
     """The same from three convolutions, with batch norm behind the first two."""
     ones = {f"{name}{i}": np.full(8, value) for i in (1, 2) for name, value in (("g", 1.0), ("c", 0.1), ("m", 0.2), ("v", 1.5))}
@@ -217,6 +223,8 @@ def cupboard(tmp_path_factory):
         (place / "mnist" / f"{name}-labels-idx1-ubyte").write_bytes(idx(digits[f"y_{split}"]))
     pictures(place)
     onnx.save(net(), place / "model.onnx")
+    onnx.save(net(), place / "large.onnx")
+    onnx.save(small_net(), place / "small.onnx")
     tokens = proto_of("m (int64[N, seq] ids) => (float[N, seq, 4] y) { y = Gather (table, ids) }", {"table": np.ones((10, 4))})
     onnx.save(tokens, place / "tokens.onnx")
     onnx.save(normed_net(), place / "normed.onnx")

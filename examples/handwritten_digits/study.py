@@ -149,7 +149,9 @@ def main() -> None:
     study.step(
         "the same, two processes", "two.onnx", "train", f"{network}:student", *shape, *epochs, "--processes", "2", "--compile", "never"
     )
-    study.step("the same, bfloat16", "bf16.onnx", "train", f"{network}:student", *shape, *epochs, "--precision", "bfloat16", "--compile", "never")
+    study.step(
+        "the same, bfloat16", "bf16.onnx", "train", f"{network}:student", *shape, *epochs, "--precision", "bfloat16", "--compile", "never"
+    )
     study.step("the teacher", "teacher.onnx", "train", f"{network}:teacher", *shape, *epochs, *moved, "--average", "0.998")
     teacher = ("--teacher", str(at / "teacher.onnx"))
     study.step("distilled", "distilled.onnx", "distill", f"{network}:student", *shape, *epochs, *moved, *teacher, "--average", "0.998")

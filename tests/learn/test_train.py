@@ -328,3 +328,13 @@ def test_the_command_line_trains_and_says_before_and_after(untrained, digits, tm
     bad = subprocess.run([*command[:-2], "--train-data", "nowhere"], capture_output=True, text=True, check=False, env=environment)
     assert bad.returncode == 2
     assert bad.stderr.count("\n") == 1
+
+
+def test_fewer_samples_than_a_batch_make_one_batch(tmp_path):
+    model, said = toy_model(), []
+    from hasten.voice import Told, speaking
+
+    with speaking(Told(said.append)):
+        train(model, Train(epochs=2, batch=65, accumulate=5), toy_task(model, tmp_path))
+    assert "training: 48 samples are fewer than a batch of 65; a batch has 45" in said
+    assert len(losses(tmp_path)) == 2

@@ -54,7 +54,7 @@ class Batches:
 
         Raises BadInput where there are fewer samples than one batch needs, or where an augmentation meets something else than pictures.
         """
-        self._split, self._inputs, self._size, self._changes, self._teach, self._workers = split, inputs, size, changes, teach, workers
+        self._split, self._inputs, self.size, self._changes, self._teach, self._workers = split, inputs, size, changes, teach, workers
         self._seed, (self._rank, self._processes) = seed, share
         if len(split) < size:
             raise BadInput(
@@ -70,12 +70,12 @@ class Batches:
     @property
     def steps(self) -> int:
         """Batches in an epoch."""
-        return len(self._split) // self._size
+        return len(self._split) // self.size
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on, the same ones whenever they are asked for."""
         order = np.random.default_rng((self._seed, number)).permutation(len(self._split))
-        positions = [order[s * self._size : (s + 1) * self._size][self._rank :: self._processes] for s in range(start, self.steps)]
+        positions = [order[s * self.size : (s + 1) * self.size][self._rank :: self._processes] for s in range(start, self.steps)]
         if self._workers == 0:
             for step, chosen in enumerate(positions, start):
                 yield self._batch(chosen, number, step)

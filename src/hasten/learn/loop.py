@@ -167,7 +167,7 @@ class _Training:
         self.batches = Batches(
             split,
             trainee.executor.inputs,
-            settings.batch,
+            _batch_that_fits(settings, len(split)),
             changes=tuple(parse(text) for text in settings.augment),
             teach=trainee.teach,
             workers=settings.workers,
@@ -349,7 +349,7 @@ class _Training:
                         "value": value,
                         "seconds": self.epoch_seconds,
                         "steps": self.batches.steps,
-                        "samples": self.batches.steps * self.settings.batch,
+                        "samples": self.batches.steps * self.batches.size,
                         "step_seconds": statistics.median(self.times) if self.times else None,
                         "peak_memory": peak_memory(),
                         "compiled": bool(self.compiled),
@@ -506,6 +506,16 @@ class _standing_in:
             for name, value in values.items():
                 self.parameters[name].copy_(value)
         self.own = own
+
+
+def _batch_that_fits(settings: Loop, samples: int) -> int:
+    """The batch of the settings; where there are fewer samples, all that can be divided evenly, and a sentence about it."""
+    shares = settings.accumulate * settings.processes
+    if samples >= settings.batch or samples < shares:
+        return settings.batch
+    fitting = samples - samples % shares
+    voice().say(f"training: {samples} samples are fewer than a batch of {settings.batch}; a batch has {fitting}")
+    return fitting
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], rates: dict[str, float], settings: Loop) -> torch.optim.Optimizer:
