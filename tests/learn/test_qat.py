@@ -102,6 +102,44 @@ def test_training_and_deployment_agree_in_every_code(name, request):
         np.testing.assert_array_equal(trainee.executor.module(*(torch.from_numpy(v) for v in feeds.values()))[0].numpy(), output)
 
 
+def test_a_transformer_agrees_too(shared_data):
+    model = load_onnx(shared_data / "models" / "stories260k.onnx")
+    tokens = np.load(shared_data / "models" / "stories260k_sampled_tokens.npy").astype(np.int64)[:, :32]
+    task = Task(tokens, train=tokens).bind(model)
+    trainee = shaken(prepare(model, Qat(**QUICK), task))
+    feeds = task.test.samples.take(task.test.indices[:4])
+    output = ort.InferenceSession(deployed(model, trainee).to_bytes()).run(None, feeds)[0]
+    with torch.no_grad():
+        mine = trainee.executor.module(*(torch.from_numpy(v) for v in feeds.values()))[0].numpy()
+    assert len(trainee.layers) == 36
+    # What stands between the products (softmax, norms) is float, and rounded as each runtime does: a code may move where it lies at a half.
+    assert np.linalg.norm(mine - output) < 0.01 * np.linalg.norm(output)
+
+
+def test_a_model_that_ends_in_a_softmax_is_taught_before_it(digits):
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.standard_normal((784, 32)) / 28, "w2": rng.standard_normal((32, 10)) / 5, "b2": np.zeros(10)}
+    model = model_of(
+        """g (float[N, 1, 28, 28] x) => (float[N, 10] y) {
+            f = Flatten (x)
+            h = MatMul (f, w1)
+            r = Relu (h)
+            z = Gemm (r, w2, b2)
+            y = Softmax (z)
+        }""",
+        weights,
+    )
+    task = Task(digits, train=digits).bind(model)
+    trainee = prepare(model, Qat(**QUICK), task)
+    assert (trainee.judged, trainee.objective.at, trainee.executor.outputs) == (0, 1, ("y", "z_product"))
+    feeds = task.test.samples.take(task.test.indices[:16])
+    with torch.no_grad():
+        y, z = trainee.executor.module(torch.from_numpy(feeds["x"]))
+    torch.testing.assert_close(y, z.softmax(1))
+    output = ort.InferenceSession(deployed(model, trainee).to_bytes()).run(None, feeds)[0]
+    np.testing.assert_allclose(y.numpy(), output, atol=1e-6)
+
+
 def test_another_step_in_the_training_would_be_noticed(cnn):
     model, task = cnn
     trainee = shaken(prepare(model, Qat(**QUICK), task))

@@ -16,7 +16,8 @@ as float on the dequantized values, right but not faster than float. There the f
 up to the rounding of float sums.
 
 When: static quantization costs too much accuracy (4 bits nearly always; depthwise layers at 8), and there is data to train on.
-Cost: a step takes 1.6 to 1.7 times that of `train`; some epochs are enough. What runs afterwards costs what a statically quantized model does.
+Cost: a step takes 1.7 to 2 times that of `train` (eager; `benchmarks/qat.py cost`); a few epochs are enough. What runs afterwards costs what a
+statically quantized model does.
 """
 
 from __future__ import annotations
