@@ -22,7 +22,9 @@ def bound(digits, digits_cnn):
 def test_no_technique_changes_its_input_and_what_it_makes_is_legal(row, digits_cnn, bound):
     model = load_onnx(digits_cnn)
     before, data = model.digest, model.to_bytes()
-    settings = row.settings(**({"epochs": 1} if row.learns else {}), **({"student": "narrow:0.5"} if hasattr(row.settings, "student") else {}))
+    settings = row.settings(
+        **({"epochs": 1} if row.learns else {}), **({"student": "narrow:0.5"} if hasattr(row.settings, "student") else {})
+    )
     made = row.apply(model, settings, bound)
     assert (model.digest, load_onnx(digits_cnn).digest, model.to_bytes()) == (before, before, data)
     check.legal(made)

@@ -31,7 +31,8 @@ from hasten.measure.statistics import smallest_provable_drop  # noqa: E402
 from hasten.profiles import PROFILES  # noqa: E402
 
 TECHNIQUES_NAV = "Techniques"
-ACCURACY = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+RESULTS = ROOT / "benchmarks" / "results"
+ACCURACY = RESULTS / "accuracy.jsonl"
 
 
 def pages() -> dict[str, str]:
@@ -268,11 +269,67 @@ def _plain(value: Any) -> str:
     return " and ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _lines(name: str) -> list[dict[str, Any]]:
+    """The reports of a file of results, none where it is not there."""
+    file = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    marks = "|".join("---" if i == 0 else "---:" for i in range(len(head)))
+    return "\n".join([f"| {' | '.join(head)} |", f"|{marks}|", *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def steps_table() -> str:
+    """A training step beside the same network in torch; the last line of each model counts."""
+    last = {report["model"]: report for report in _lines("training_step")}
+    keys = ("executor_to_torch", "compiled_to_torch", "compiled_to_torch_compiled")
+    rows = [(name, *(f"{report[key]:.2f}" for key in keys)) for name, report in sorted(last.items())]
+    return _table(("network", "graph / torch", "graph compiled / torch", "graph compiled / torch compiled"), rows)
+
+
+def distillation_table() -> str:
+    """Test errors on MNIST; the last line of each training counts."""
+    last = {report["training"]: report for report in _lines("distillation")}
+    rows = [(name, r["errors"], f"{1 - r['errors'] / r['samples']:.2%}", r["settings"]["epochs"]) for name, r in last.items()]
+    return _table(("training", "errors of 10,000", "accuracy", "epochs"), rows)
+
+
+def qat_table() -> str:
+    """Accuracy of the float model, of the calibrated start and after the training; the last line of each width counts."""
+    last = {(r["model"], r["weights"], r["activations"]): r for r in _lines("learning") if r["what"] == "qat"}
+    rows = [
+        (f"{model}, W{w}A{a}", *(f"{r['accuracy'][k]:.4f}" for k in ("float", "calibrated", "trained")), r["training"]["epochs"])
+        for (model, w, a), r in sorted(last.items())
+    ]
+    return _table(("model", "float", "calibrated", "trained", "epochs"), rows)
+
+
+def binary_table() -> str:
+    """Test errors and the bytes of the layers; the last line of each model counts."""
+    last = {(r["model"], r["weights"], r["activations"]): r for r in _lines("binary")}
+    rows = [
+        (
+            f"{name}: {w} weights, {a}",
+            r["float_errors"],
+            r["errors"],
+            f"{r['float_layers_bytes'] / r['layers_bytes']:.1f} ×",
+            r["settings"]["epochs"],
+        )
+        for (name, w, a), r in sorted(last.items())
+    ]
+    return _table(("network", "errors, float", "errors, binary", "layers smaller", "epochs"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "results": results_table,
     "accuracy": accuracy_table,
     "provable": provable_table,
     "profiles": profiles_table,
+    "steps": steps_table,
+    "distillation": distillation_table,
+    "qat": qat_table,
+    "binary": binary_table,
 }
 
 

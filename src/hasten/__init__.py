@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from hasten.search.extras import Extras
     from hasten.search.optimize import optimize
     from hasten.search.result import Result
+    from hasten.single import apply
     from hasten.task import Metric, Task
 
-__all__ = ["Budget", "Extras", "Metric", "Model", "Plan", "Result", "Task", "__version__", "load", "optimize"]
+__all__ = ["Budget", "Extras", "Metric", "Model", "Plan", "Result", "Task", "__version__", "apply", "load", "optimize"]
 
 _WHERE = {
     "Budget": "hasten.search.budget",
@@ -32,6 +33,7 @@ _WHERE = {
     "Plan": "hasten.plan",
     "Result": "hasten.search.result",
     "Task": "hasten.task",
+    "apply": "hasten.single",
     "load": "hasten.fast",
     "optimize": "hasten.search.optimize",
 }

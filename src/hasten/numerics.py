@@ -40,6 +40,15 @@ class Format:
         size = 8 if self.bits <= 8 else 16 if self.bits <= 16 else 32
         return np.dtype(f"{'int' if self.signed else 'uint'}{size}")
 
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The numpy type of the narrowest ONNX element type that holds one code: 4-bit codes and narrower ones two in a byte."""
+        if self.bits > 4:
+            return self.dtype
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.int4 if self.signed else ml_dtypes.uint4)
+
 
 FORMATS = (
     Format("int32", 32, True, 1e-8),
@@ -48,6 +57,8 @@ FORMATS = (
     Format("int8", 8, True, 0.006),
     Format("uint8", 8, False, 0.007),
     Format("int7", 7, True, 0.012),
+    Format("int6", 6, True, 0.025),
+    Format("int5", 5, True, 0.05),
     Format("int4", 4, True, 0.11),
     Format("uint4", 4, False, 0.12),
     Format("int3", 3, True, 0.26),

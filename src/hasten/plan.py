@@ -115,6 +115,7 @@ TECHNIQUES = (
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),
     Row("equalize", "quantize", Phase.QUANTIZE, Effect.LOSSY, "Even out channel ranges before depthwise convolutions.", observes=True),
     Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
+    Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
 )
 
 

@@ -11,9 +11,10 @@ import pytest
 from hasten import check
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, Refused
+from hasten.numerics import dequantize, format_of, quantize, symmetric
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.quantize.equalize import Equalize, equalize
-from hasten.quantize.observers import Means, Observer
+from hasten.quantize.observers import Means, Observer, symmetric_mse
 from hasten.quantize.quantize_dynamic import QuantizeDynamic, quantize_dynamic
 from hasten.quantize.quantize_static import QuantizeStatic, quantize_static
 from hasten.task import Task, without_data
@@ -208,6 +209,17 @@ def test_observers_see_the_exact_extremes_and_widen_without_losing_counts():
     assert means.means() == [0, 1, 2]
     with pytest.raises(ValueError, match="NaN"):
         observer.see(np.array([[np.nan]], np.float32))
+
+
+def test_four_bits_take_the_scale_of_the_least_error():
+    rows, to = RNG.standard_normal((6, 500)), format_of("int4")
+
+    def error(scale):
+        return np.mean((dequantize(quantize(rows, scale[:, None], 0, to), scale[:, None], 0) - rows) ** 2, axis=1)
+
+    chosen, whole = symmetric_mse(rows, to), symmetric(np.abs(rows).max(axis=1), to)
+    assert (error(chosen) < 0.8 * error(whole)).all()
+    assert all((error(chosen) <= 1.02 * error(whole * np.float32(share))).all() for share in (0.5, 0.6, 0.7, 0.8, 0.9))
 
 
 def test_dynamic_quantization_is_fused_and_leaves_small_products(tmp_path):

@@ -87,6 +87,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         from hasten import doors
+        from hasten.single import before, prepared
 
         source, out = given.pop("model"), _one_output(row.verb, given.pop("out"), given.pop("out_option"))
         options = DataOptions(
@@ -111,11 +112,9 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 place.mkdir()
                 opened = doors.load(teacher, example_inputs=examples, shapes=shapes, workdir=place).model
                 bound = dataclasses.replace(bound, teacher=opened)
-            from hasten.search.candidates import CLEAN, GRAPH, Recipe
-
-            if before := GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns else ():
-                model = plan.run(Recipe("prepare", before).plan(model), model, bound)[0]
-                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in before)} (what stands before {row.verb} on the road)")
+            if first := before(row):
+                model = prepared(row, model, bound)
+                voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in first)} (what stands before {row.verb} on the road)")
             if row.learns:
                 made = _learn(row, model, settings, bound, Path(out))
             else:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.numerics import Format, affine
+from hasten.numerics import Format, affine, dequantize, quantize, symmetric
 
 Array = NDArray[Any]
 
@@ -115,3 +115,16 @@ class Observer:
             self._bins = np.zeros(BINS, np.int64)
             self._bins[BINS // 4 : 3 * BINS // 4] = inner
             self._range *= 2
+
+
+def symmetric_mse(rows: Array, to: Format) -> Array:
+    """For each row (C, N) the symmetric scale, a share of that of its whole range, whose codes have the least squared error. (C,) float32."""
+    largest = np.abs(rows).max(axis=1)
+    best, chosen = np.full(len(rows), np.inf), symmetric(largest, to)
+    for share in CLIPS[::-1]:
+        scale = symmetric(largest * share, to)
+        codes = dequantize(quantize(rows, scale[:, None], 0, to), scale[:, None], 0)
+        error = np.sum((codes - rows).astype(np.float64) ** 2, axis=1)
+        chosen = np.where(error < best, scale, chosen)
+        best = np.minimum(best, error)
+    return chosen

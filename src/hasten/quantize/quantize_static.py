@@ -22,7 +22,7 @@ small model, minutes for a large one). On small models the Q and DQ around a lay
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from hasten.measure.machine import machine
 from hasten.model import Model, Skip
 from hasten.numerics import Format, affine, dequantize, format_of, quantize, symmetric
 from hasten.quantize.calibrate import tensors
-from hasten.quantize.observers import Means, Observer
+from hasten.quantize.observers import Means, Observer, symmetric_mse
 from hasten.task import BoundTask
 
 METHODS = ("mean", "mse", "minmax", "percentile")
@@ -91,27 +91,62 @@ class Placement:
     skipped: tuple[Skip, ...]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Formats:
+    """Which number format what has: `activation` and `weight`, but for the tensors and for the weights of the nodes that are named here.
+
+    `inputs`: nodes that read their input through a pair of Q and DQ of their own, narrower than the tensor's (a 4-bit layer behind a sum).
+    """
+
+    activation: Format
+    weight: Format
+    tensors: Mapping[str, Format] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Format] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[str, Format] = dataclasses.field(default_factory=dict)
+
+    def of(self, tensor: str) -> Format:
+        return self.tensors.get(tensor, self.activation)
+
+    def of_weights(self, node: str) -> Format:
+        return self.weights.get(node, self.weight)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coded:
+    """A model with Q, DQ and codes, not yet finished. `floats`: what was coded and in which format, by the codes' name: weights, biases."""
+
+    edited: ir.Model
+    placement: Placement
+    floats: dict[str, tuple[Array, Format]]
+
+
 def quantize_static(model: Model, settings: QuantizeStatic, task: BoundTask | None) -> Model:
     """Quantize what can be; the rest is skipped with the reason. Raises Refused where there is neither data nor an observation."""
     if task is None or (task.observation is None and task.calibrate is None):
         raise Refused("quantize_static needs data to calibrate on, and none came; give --data, or use quantize-dynamic")
-    seen = task.observation or observe(model, settings, task)
+    coded = code(model, task.observation or observe(model, settings, task), settings, formats(settings))
+    skipped = list(coded.placement.skipped)
+    return finish(model, coded.edited, settings, "quantize_static", len(coded.placement.nodes), skipped)
+
+
+def code(model: Model, seen: dict[str, Any], settings: QuantizeStatic, to: Formats) -> Coded:
+    """Q, DQ and codes where `place` says, from what calibration saw. Raises Refused where that was of another model."""
     edited = model.edit()
-    placement = place(edited, settings)
-    activation, weight = formats(settings)
-    _Editor(edited.graph, seen, settings, activation, weight, placement).run()
-    return finish(model, edited, settings, "quantize_static", len(placement.nodes), list(placement.skipped))
+    editor = _Editor(edited.graph, seen, settings, to, place(edited, settings))
+    editor.run()
+    return Coded(edited, editor.placement, editor.floats)
 
 
-def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str, Any]:
+def observe(model: Model, settings: QuantizeStatic, task: BoundTask, to: Formats | None = None) -> dict[str, Any]:
     """What calibration sees, as plain JSON values: ranges of the tensors to quantize, and the channels' means of the inputs of weights once
     quantized to these ranges (a second look at the same samples).
 
-    Tensors that no more weights follow keep their whole range, whatever the method: in class scores the extremes are what counts.
+    Tensors that no more weights follow keep their whole range, whatever the method: in class scores the extremes are what counts. Those of
+    fewer than 8 bits (`to`: those of the settings, if left out) take the range of the least squared error.
     """
     edited = model.edit()
     placement = place(edited, settings)
-    activation, _ = formats(settings)
+    to = to or formats(settings)
     axes: dict[Any, int] = {
         n.inputs[0]: 1 if n.op_type == "Conv" else -1
         for n in placement.nodes
@@ -133,12 +168,15 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask) -> dict[str
     choices: dict[str, dict[str, Any]] = {}
     for method in TRIED if settings.method == "auto" else (settings.method,):
         ranges = {
-            name: list(o.minmax() if name in head else _range(o, method, settings.percentile, activation)) for name, o in observers.items()
+            name: list(o.minmax() if name in head else _range(o, method, settings.percentile, to.of(name))) for name, o in observers.items()
         }
         choices[method] = {"samples": samples, "method": method, "ranges": ranges, "shares": shares}
         if settings.bias_correction:
-            choices[method]["means"] = _coded_means(edited, channels, choices[method], activation, settings, task)
-    errors = {method: _output_error(model, settings, task, seen) for method, seen in choices.items()} if len(choices) > 1 else {}
+            choices[method]["means"] = _coded_means(edited, channels, choices[method], to, settings, task)
+        if to.inputs:
+            sources = {n.name or "": n.inputs[0].name or "" for n in placement.nodes if n.inputs[0] is not None}
+            choices[method]["inputs"] = {node: list(observers[sources[node]].mse(fmt)) for node, fmt in to.inputs.items()}
+    errors = {method: _output_error(model, settings, task, seen, to) for method, seen in choices.items()} if len(choices) > 1 else {}
     return choices[min(errors, key=lambda m: errors[m])] if errors else next(iter(choices.values()))
 
 
@@ -164,22 +202,22 @@ def _smoothing(edited: ir.Model, placement: Placement, settings: QuantizeStatic,
 
 
 def _coded_means(
-    edited: ir.Model, channels: dict[str, int], seen: dict[str, Any], to: Format, settings: QuantizeStatic, task: BoundTask
+    edited: ir.Model, channels: dict[str, int], seen: dict[str, Any], to: Formats, settings: QuantizeStatic, task: BoundTask
 ) -> dict[str, list[float]]:
     """The mean of each channel of the named tensors, once smoothed and quantized to their ranges."""
     coded = {name: Means(axis) for name, axis in channels.items()}
     for name, value, _ in tensors(edited, list(coded), min(settings.samples, TRIAL_SAMPLES), task):
         low, high = seen["ranges"][name]
-        scale, zero = affine(low, high, to)
+        scale, zero = affine(low, high, to.of(name))
         if name in seen["shares"]:
             value = value / np.asarray(seen["shares"][name], np.float32)
-        coded[name].see(dequantize(quantize(value, scale, zero, to), scale, zero))
+        coded[name].see(dequantize(quantize(value, scale, zero, to.of(name)), scale, zero))
     return {name: means.means() for name, means in coded.items()}
 
 
-def _output_error(model: Model, settings: QuantizeStatic, task: BoundTask, seen: dict[str, Any]) -> float:
+def _output_error(model: Model, settings: QuantizeStatic, task: BoundTask, seen: dict[str, Any], to: Formats) -> float:
     """‖quantized − float‖ / ‖float‖ over the model's float outputs on TRIAL_SAMPLES of the calibration split, each output counted alike."""
-    quantized = quantize_static(model, settings, dataclasses.replace(task, observation=seen))
+    quantized = finish(model, code(model, seen, settings, to).edited, settings, "quantize_static", 0, [])
     names = [p.name for p in model.outputs if p.dtype == "float32"]
     error, scale = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
     both = (tensors(m.edit(), names, TRIAL_SAMPLES, task) for m in (model, quantized))
@@ -189,12 +227,12 @@ def _output_error(model: Model, settings: QuantizeStatic, task: BoundTask, seen:
     return sum(error[n] / scale[n] for n in names)
 
 
-def formats(settings: QuantizeStatic) -> tuple[Format, Format]:
-    """(activations, weights) for these settings on this machine."""
+def formats(settings: QuantizeStatic) -> Formats:
+    """Those of activations and weights for these settings on this machine."""
     isa = machine().isa
     name = "uint8" if settings.activations == "auto" else settings.activations
     saturates = settings.activations == "auto" and "avx2" in isa and not {"avx512_vnni", "avx_vnni"} & set(isa)
-    return format_of(name), format_of("int7" if saturates else "int8")
+    return Formats(format_of(name), format_of("int7" if saturates else "int8"))
 
 
 def place(edited: ir.Model, settings: QuantizeStatic) -> Placement:
@@ -352,10 +390,10 @@ def _reaches_weights(value: ir.Value) -> bool:
 
 
 def _range(observer: Observer, method: str, percentile: float, to: Format) -> tuple[float, float]:
+    if method == "mse" or to.bits < 8:
+        return observer.mse(to)
     if method == "percentile":
         return observer.percentile(percentile)
-    if method == "mse":
-        return observer.mse(to)
     return observer.mean() if method == "mean" else observer.minmax()
 
 
@@ -366,9 +404,9 @@ class _Editor:
     graph: ir.Graph
     seen: dict[str, Any]
     settings: QuantizeStatic
-    activation: Format
-    weight: Format
+    formats: Formats
     placement: Placement
+    floats: dict[str, tuple[Array, Format]] = dataclasses.field(default_factory=dict)
 
     def run(self) -> None:
         names = [v.name for v in self.placement.tensors]
@@ -381,7 +419,8 @@ class _Editor:
             self._insert_pair(value, chosen)
         for node in self.placement.nodes:
             if node.op_type in WEIGHTED and constant(node.inputs[1]) is not None:
-                self._quantize_weights(node)
+                source = _source(node.inputs[0])
+                self._quantize_weights(node, source, self._narrow(node, source))
         self.graph.sort()
 
     def _share_scales(self) -> None:
@@ -394,7 +433,7 @@ class _Editor:
                     self._scales[value] = self._scales[source]
                     continue
             low, high = self.seen["ranges"][value.name]
-            to = format_of("int8") if value in self.placement.signed else self.activation
+            to = format_of("int8") if value in self.placement.signed else self.formats.of(value.name or "")
             if to.signed:
                 largest = max(-low, high)
                 scale, zero = symmetric(largest, to), np.zeros((), to.dtype)
@@ -411,10 +450,27 @@ class _Editor:
                 # onnxruntime drops a Clip whose bounds the codes keep: the largest code must not stand a rounding above the bound.
                 while float(dequantize(np.asarray(to.hi), scale, zero)) > top:
                     scale = np.nextafter(scale, np.float32(0))
-            self._scales[value] = (
-                add_weight(self.graph, f"{value.name}_scale", np.asarray(scale, np.float32).reshape(())),
-                add_weight(self.graph, f"{value.name}_zero_point", np.asarray(zero, to.dtype).reshape(())),
-            )
+            self._scales[value] = self._stored(value.name or "", scale, zero, to)
+
+    def _stored(self, base: str, scale: Array, zero: Array, to: Format) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point of a tensor as initializers."""
+        return (
+            add_weight(self.graph, f"{base}_scale", np.asarray(scale, np.float32).reshape(())),
+            add_weight(self.graph, f"{base}_zero_point", np.asarray(zero).reshape(()).astype(to.stored)),
+        )
+
+    def _narrow(self, node: ir.Node, source: ir.Value) -> ir.Value:
+        """The scale of the codes that a node reads: those of its input, or of a narrower pair of its own, which is inserted here."""
+        to = self.formats.inputs.get(node.name or "")
+        if to is None:
+            return self._scales[source][0]
+        base = f"{source.name}_{node.name}"
+        low, high = self.seen["inputs"][node.name]
+        scale, zero = self._stored(base, *affine(low, high, to), to)
+        x = node.inputs[0]
+        assert x is not None
+        node.replace_input_with(0, self._pair(x, base, scale, zero, [scale, zero], {}).outputs[0])
+        return scale
 
     def _shares(self, value: ir.Value) -> Array | None:
         """s_c of a smoothed tensor, None for others."""
@@ -441,17 +497,24 @@ class _Editor:
                 add_weight(self.graph, f"{value.name}_channel_zero_points", np.full(shares.shape, z)),
             ]
             attributes = {"axis": -1}
-        q = ir.node("QuantizeLinear", [value, *to_codes], attributes, name=unique_name(self.graph, f"{value.name}_q_node"))
-        dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{q.name}_dq")
-        assert zero.dtype is not None
-        for node, suffix, dtype in ((q, "q", zero.dtype), (dq, "dq", ir.DataType.FLOAT)):
-            node.outputs[0].name = unique_name(self.graph, f"{value.name}_{suffix}")
-            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
-        self.graph.extend([q, dq])
+        dq = self._pair(value, value.name or "", scale, zero, to_codes, attributes)
         for node, index in readers:
             node.replace_input_with(index, dq.outputs[0])
         if value.is_graph_output() and producer is not None and producer.op_type != "Gemm" and everywhere:
             self._move_output(value, dq)
+
+    def _pair(
+        self, value: ir.Value, base: str, scale: ir.Value, zero: ir.Value, to_codes: list[ir.Value], attributes: dict[str, Any]
+    ) -> ir.Node:
+        """Q (with the scales `to_codes`) and DQ behind a value; the DQ."""
+        q = ir.node("QuantizeLinear", [value, *to_codes], attributes, name=unique_name(self.graph, f"{base}_q_node"))
+        dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{q.name}_dq")
+        assert zero.dtype is not None
+        for node, suffix, dtype in ((q, "q", zero.dtype), (dq, "dq", ir.DataType.FLOAT)):
+            node.outputs[0].name = unique_name(self.graph, f"{base}_{suffix}")
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+        self.graph.extend([q, dq])
+        return dq
 
     def _move_output(self, value: ir.Value, dq: ir.Node) -> None:
         """The graph's output is what the DQ writes, under the output's own name."""
@@ -466,29 +529,32 @@ class _Editor:
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         return node.op_type in ("Relu", "Clip") and source is not None and source in chosen
 
-    def _quantize_weights(self, node: ir.Node) -> None:
+    def _quantize_weights(self, node: ir.Node, source: ir.Value, x_scale_value: ir.Value) -> None:
         """Codes for weights and bias, the bias corrected for what the weights' rounding shifts."""
+        to = self.formats.of_weights(node.name or "")
         weights, axis = constant(node.inputs[1]), _channel_axis(node)
-        assert weights is not None and node.inputs[0] is not None
-        source = _source(node.inputs[0])
+        assert weights is not None
         if (shares := self._shares(source)) is not None:
             weights = weights * shares[:, None]
         if node.op_type == "Gemm":
             weights = weights * np.float32(node.attributes.get_float("alpha", 1.0))
             node.attributes.pop("alpha", None)
-        x_scale = float(np.asarray(constant(self._scales[source][0])))
+        x_scale = float(np.asarray(constant(x_scale_value)))
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and node.op_type == "Gemm":
             bias = np.broadcast_to(bias.reshape(-1), (_channels(node),)) * np.float32(node.attributes.get_float("beta", 1.0))
         node.attributes.pop("beta", None)
         others = tuple(a for a in range(weights.ndim) if a != axis)
-        largest = np.abs(weights).max(axis=others) if self.settings.per_channel else np.full(weights.shape[axis], np.abs(weights).max())
-        scale = symmetric(largest, self.weight)
+        if to.bits < 7:
+            scale = symmetric_mse(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1), to)
+        else:
+            largest = np.abs(weights).max(axis=others) if self.settings.per_channel else np.full(weights.shape[axis], np.abs(weights).max())
+            scale = symmetric(largest, to)
         if bias is not None:
             # A bias is stored as int32 at scale s_x s_w: a channel of tiny weights must not make it overflow.
             scale = np.maximum(scale, (np.abs(bias) / (x_scale * (2**31 - 256))).astype(np.float32))
         shape = [-1 if a == axis else 1 for a in range(weights.ndim)]
-        codes = quantize(weights, scale.reshape(shape), 0, self.weight).astype(np.int8)
+        codes = quantize(weights, scale.reshape(shape), 0, to)
         if self.settings.bias_correction and node.op_type != "MatMul":
             error = dequantize(codes, scale.reshape(shape), 0).astype(np.float64) - weights
             shift = _mean_output(node, error, self.seen["means"][source.name])
@@ -496,20 +562,21 @@ class _Editor:
             limit = x_scale * scale.astype(np.float64) * (2**31 - 256)
             bias = np.clip(bias, -limit, limit)
         base = node.inputs[1].name or "weight"  # type: ignore[union-attr]
-        node.replace_input_with(1, self._constant_dq(base, codes, scale, axis, np.dtype(np.int8)))
+        node.replace_input_with(1, self._constant_dq(base, weights, to, codes, scale, axis))
         if bias is not None:
             bias_scale = (np.float32(x_scale) * scale).astype(np.float32)
             bias_codes = np.clip(np.rint(bias / bias_scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
             node.resize_inputs(3)
-            node.replace_input_with(2, self._constant_dq(f"{base}_bias", bias_codes, bias_scale, 0, np.dtype(np.int32)))
+            node.replace_input_with(2, self._constant_dq(f"{base}_bias", bias, format_of("int32"), bias_codes, bias_scale, 0))
 
-    def _constant_dq(self, base: str, codes: Array, scale: Array, axis: int, dtype: np.dtype[Any]) -> ir.Value:
+    def _constant_dq(self, base: str, floats: Array, to: Format, codes: Array, scale: Array, axis: int) -> ir.Value:
         """codes → DQ: the weight as the graph reads it."""
         inputs = [
-            add_weight(self.graph, f"{base}_codes", codes),
+            add_weight(self.graph, f"{base}_codes", codes.astype(to.stored)),
             add_weight(self.graph, f"{base}_scale", scale),
-            add_weight(self.graph, f"{base}_zero_point", np.zeros(scale.shape, dtype)),
+            add_weight(self.graph, f"{base}_zero_point", np.zeros(scale.shape, to.stored)),
         ]
+        self.floats[inputs[0].name or ""] = (np.asarray(floats, np.float32), to)
         dq = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=unique_name(self.graph, f"{base}_dq_node"))
         dq.outputs[0].name = unique_name(self.graph, f"{base}_dq")
         dq.outputs[0].type, dq.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(codes.shape)
@@ -517,9 +584,9 @@ class _Editor:
         return dq.outputs[0]
 
 
-def _source(value: ir.Value) -> ir.Value:
+def _source(value: ir.Value | None) -> ir.Value:
     """The tensor behind a Q → DQ pair."""
-    dq = value.producer()
+    dq = None if value is None else value.producer()
     assert dq is not None and dq.inputs[0] is not None
     q = dq.inputs[0].producer()
     assert q is not None and q.inputs[0] is not None

@@ -104,7 +104,7 @@ class IntegerSession:
                 values[name] = self._quantize(node, values)
             elif node.op_type == "DequantizeLinear":
                 values[name] = _read_dq(node, values)
-            elif (quantizer := _quantizer(node)) is not None and node.op_type in INTEGER:
+            elif (quantizer := quantizer_of(node)) is not None and node.op_type in INTEGER:
                 inputs = [values.get(v.name or "") if v is not None else None for v in node.inputs]
                 if isinstance(inputs[0], Codes):
                     q = quantizer.outputs[0].name or ""
@@ -204,7 +204,7 @@ def _required(value: ir.Value | None) -> Array:
     return array
 
 
-def _quantizer(node: ir.Node) -> ir.Node | None:
+def quantizer_of(node: ir.Node) -> ir.Node | None:
     """The one QuantizeLinear that reads the node's result, perhaps behind a Relu or Clip that its range makes needless."""
     reader = sole_consumer(node.outputs[0])
     if reader is not None and reader.op_type in ("Relu", "Clip"):
