@@ -38,7 +38,7 @@ class Study:
     def step(self, name: str, file: str, verb: str, source: str, *options: str, trained: bool = True) -> None:
         """`hasten VERB SOURCE OUT …`, unless it was done, and its row of the table."""
         target = self.out / file
-        given = ["--train-data", str(self.data)] if trained else ["--data", str(self.data)] if verb != "convert" else []
+        given = ["--train-data", str(self.data)] if trained else ["--data", str(self.data)] if verb == "quantize-static" else []
         command = ["hasten", verb, source, str(target), *given, *options]
         print("$", " ".join(command).replace(str(self.out), "out").replace(str(HERE), "examples/handwritten_digits"), flush=True)
         if not target.exists():
