@@ -139,7 +139,8 @@ def main() -> None:
     given = parser.parse_args()
     data = given.mnist or Path(hasten.__file__).parent / "models" / "digits.npz"
     study = Study(given.out, data, given.epochs or (30 if given.mnist else 40), bool(given.mnist))
-    epochs, network = ("--epochs", str(study.epochs)), f"{HERE / 'networks.py'}"
+    epochs = ("--epochs", str(study.epochs), "--batch", "128" if given.mnist else "32")
+    network = HERE / "networks.py"
     shape, moved = ("--example-input", "1x1x28x28"), ("--augment", "shift:1")
     at = study.out
     study.framework("Keras 3, its own fit", "in_keras.py", "keras.keras")
@@ -157,7 +158,15 @@ def main() -> None:
     study.step("distilled", "distilled.onnx", "distill", f"{network}:student", *shape, *epochs, *moved, *teacher, "--average", "0.998")
     study.step("distilled, simplified", "simple.onnx", "fold-constants", str(at / "distilled.onnx"), trained=False)
     study.step("distilled, int8 (static)", "static.onnx", "quantize-static", str(at / "distilled.onnx"), trained=False)
-    study.step("distilled, int8 (trained: QAT)", "qat.onnx", "qat", str(at / "distilled.onnx"), "--epochs", str(max(2, study.epochs // 5)))
+    study.step(
+        "distilled, int8 (trained: QAT)",
+        "qat.onnx",
+        "qat",
+        str(at / "distilled.onnx"),
+        *epochs[2:],
+        "--epochs",
+        str(max(2, study.epochs // 5)),
+    )
     study.step("binary", "binary.onnx", "binarize", str(at / "plain.onnx"), *epochs)
     best = at / "best.hasten"
     if not (best / "manifest.json").exists():
