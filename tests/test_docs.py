@@ -47,6 +47,8 @@ NOT_RUN = {
     "make docs": "a test below builds them",
     "make setup-core": "it installs",
     "make bench": "half an hour",
+    "make study": "an hour",
+    "python examples/handwritten_digits/study.py out/study": "some minutes; tests/test_examples.py runs it with few epochs",
     "pip install 'hasten[all]'": "it installs",
     "pip install '.[all]'": "it installs",
 }

@@ -18,7 +18,8 @@ import runpy, sys
 from tests.search.quick import few_candidates, quicken
 quicken()
 few_candidates()
-runpy.run_path(sys.argv[1], run_name="__main__")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 PYTHON = {
@@ -38,6 +39,20 @@ def run(arguments, place, **more) -> subprocess.CompletedProcess:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "torch", "TRANSFORMERS_OFFLINE": "1"} | more
     return subprocess.run(arguments, cwd=place, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_case_study_goes_down_the_whole_road(tmp_path):
+    """In one epoch each, and again: what is done is not done twice."""
+    command = [sys.executable, "-c", QUICKLY, str(EXAMPLES / "handwritten_digits" / "study.py"), "out", "--epochs", "1"]
+    done = run(command, tmp_path, **SMALL)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 13
+    assert all("µs" in row for row in rows[4:])
+    assert (tmp_path / "out" / "study.svg").read_text().startswith("<svg")
+    again = run(command, tmp_path, **SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "trained" not in again.stdout
 
 
 def test_every_example_is_run_here_and_short_and_named_in_the_docs():

@@ -321,6 +321,31 @@ def binary_table() -> str:
     return _table(("network", "errors, float", "errors, binary", "layers smaller", "epochs"), rows)
 
 
+def study_table() -> str:
+    """The case study as `make study` wrote it, with its picture."""
+    file = RESULTS / "study.json"
+    if not file.exists():
+        return "*No run in full is recorded here yet: `make study` makes one.*"
+    found = json.loads(file.read_text())
+    rows = []
+    for row in found["rows"]:
+        measured = "seconds" in row
+        rows.append(
+            (
+                row["step"],
+                f"{row['accuracy']:.2%}",
+                f"{row['training_seconds']:.0f} s" if "training_seconds" in row else "",
+                f"{row['seconds'] * 1e6:.1f} µs" if measured else "",
+                f"{row['bytes'] / 1e3:.0f} kB" if measured else "",
+                f"{row['joules'] * 1e6:.0f} µJ" if measured else "",
+            )
+        )
+    samples = "MNIST, 10,000 test images" if found["mnist"] else "the 600 test digits that travel with hasten"
+    said = f"{samples}; {found['epochs']} epochs each; a call of one image, one thread; energy is {found['rows'][-1]['energy']}.\n\n"
+    table = _table(("step", "accuracy", "training", "a call", "size", "energy a call"), rows)
+    return f"{said}{table}\n\n![Time of a call against errors, the size as area](study.svg)"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "results": results_table,
     "accuracy": accuracy_table,
@@ -330,6 +355,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "distillation": distillation_table,
     "qat": qat_table,
     "binary": binary_table,
+    "study": study_table,
 }
 
 

@@ -167,7 +167,7 @@ def main() -> None:
         "--epochs",
         str(max(2, study.epochs // 5)),
     )
-    study.step("binary", "binary.onnx", "binarize", str(at / "plain.onnx"), *epochs)
+    study.step("binary", "binary.onnx", "binarize", str(at / "plain.onnx"), *epochs, "--first", "weights", "--last", "binary")
     best = at / "best.hasten"
     if not (best / "manifest.json").exists():
         hasten.optimize(str(at / "distilled.onnx"), hasten.Task(data), out=best, max_drop=0.005, say=print)
