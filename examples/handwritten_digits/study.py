@@ -122,13 +122,18 @@ def picture(rows: list[dict[str, Any]], place: Path) -> None:
         for r in rows
         if "seconds" in r
     ]
-    base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("time (µs):Q", scale=alt.Scale(type="log", nice=False)), y=alt.Y("error (%):Q", scale=alt.Scale(zero=False))
+    points = [p for p in points if "the same" not in p["step"]]
+    chart = (
+        alt.Chart(alt.Data(values=points))
+        .mark_circle(opacity=0.75)
+        .encode(
+            x=alt.X("time (µs):Q", scale=alt.Scale(type="log", padding=20)),
+            y=alt.Y("error (%):Q", scale=alt.Scale(zero=False, padding=20)),
+            size=alt.Size("kB:Q", scale=alt.Scale(range=[60, 1200])),
+            color=alt.Color("step:N", sort=[p["step"] for p in points], legend=alt.Legend(labelLimit=320)),
+        )
     )
-    chart = base.mark_circle(opacity=0.7).encode(size=alt.Size("kB:Q")) + base.mark_text(align="left", dx=9, fontSize=10).encode(
-        text="step:N"
-    )
-    place.write_text(vl_convert.vegalite_to_svg(chart.properties(width=640, height=360).to_dict()))
+    place.write_text(vl_convert.vegalite_to_svg(chart.properties(width=560, height=340).to_dict()))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import hasten
 from hasten.learn.records import RECORDS
 from hasten.measure import judge
 from hasten.measure.judge import Timing
+from hasten.report.make import write
 from hasten.search import candidates, training
 from hasten.search.candidates import Recipe
 from hasten.task import Task
@@ -66,6 +67,9 @@ def test_what_promises_to_win_is_trained_and_returned_and_the_rest_is_not_traine
     assert trained["seconds"] > 0
     assert trained["epochs"] == 8
     assert trained["peak_memory"] > 1e7
+    page = write(result.folder).read_text()
+    assert "What was trained" in page
+    assert "distilled narrow 0.5" in page
 
 
 def test_nothing_is_trained_without_data_or_permission(digits_cnn, digits, tmp_path):

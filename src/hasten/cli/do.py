@@ -189,6 +189,7 @@ def run_plan(
     model: ModelArg,
     out: Annotated[str, typer.Option("-o", "--out", help="The folder to write model.onnx and plan.json to.")],
     data: DataOpt = None,
+    train_data: TrainDataOpt = None,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
     preprocess: PreprocessOpt = None,
@@ -196,7 +197,8 @@ def run_plan(
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run.
+    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run, or trains: a training is done again, which
+    gives the same weights up to rounding, and other ones where its time was limited and the machine is not as fast.
 
     [bold]hasten run lenet.hasten/plan.json lenet.onnx -o again[/]
 
@@ -215,7 +217,7 @@ def run_plan(
     with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(model, example_inputs=examples, shapes=todo.shapes or None, workdir=Path(private)).model
-        task = DataOptions(data, None, labels, label, preprocess).task()
+        task = DataOptions(data, None, labels, label, preprocess, train=train_data).task()
         made, done = plan.run(todo, loaded, task.bind(loaded) if task else None)
     try:
         place.mkdir(parents=True, exist_ok=True)

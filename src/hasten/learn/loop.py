@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -162,7 +163,7 @@ class _Training:
     def __init__(self, trainee: Trainee, split: Split, settings: Loop, task: BoundTask, identity: str, team: Team) -> None:
         self.trainee, self.settings, self.task, self.team = trainee, settings, task, team
         self.identity = hashlib.sha256(f"{identity}|{dataclasses.replace(settings, workers=0)}".encode()).hexdigest()
-        torch.set_num_threads(max(1, cores() // team.size))
+        torch.set_num_threads(max(1, _threads() // team.size))
         torch.manual_seed(settings.seed)
         self.batches = Batches(
             split,
@@ -506,6 +507,12 @@ class _standing_in:
             for name, value in values.items():
                 self.parameters[name].copy_(value)
         self.own = own
+
+
+def _threads() -> int:
+    """The cores that this process may use, fewer where OMP_NUM_THREADS says so: threads that wait for a core spin, and cost more than they bring."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(asked)) if asked.isdecimal() and int(asked) > 0 else cores()
 
 
 def _batch_that_fits(settings: Loop, samples: int) -> int:
