@@ -9,7 +9,7 @@ from hasten.advise.rules import advise
 from hasten.measure.judge import Timing
 from hasten.measure.statistics import Interval
 from hasten.runtimes import Target
-from hasten.search.candidates import RECIPES, Candidate
+from hasten.search.candidates import RECIPES, TRAINED, Candidate
 from hasten.search.result import Outcome
 from tests.advise.test_rules import CNN
 
@@ -46,6 +46,21 @@ def test_whether_advice_held(advised, winner, held, why):
     found = judge_advice(LINE, [ORIGINAL, advised, *([winner] if winner else [])], winner or advised, ORIGINAL.candidate.name)
     assert found[0] is held
     assert why in found[1]
+
+
+def test_where_a_trained_model_won_advice_is_judged_among_the_others():
+    """Advice is for what needs no training."""
+    won = outcome("int8 static", "openvino", speed=9.0, ratio=9.0)
+    won.candidate = dataclasses.replace(won.candidate, recipe=TRAINED[0])
+    better = f"{won.candidate.name} is better"
+    advised = outcome("int8 static", "openvino", "bfloat16", 3.0, 3.0, better)
+    held, why = judge_advice(LINE, [ORIGINAL, advised, won], won, ORIGINAL.candidate.name)
+    assert held
+    assert "was advised and chosen (of what needs no training" in why
+    faster = outcome("graph", "openvino", speed=4.0, ratio=4.0, reason=better)
+    held, why = judge_advice(LINE, [ORIGINAL, advised, faster, won], won, ORIGINAL.candidate.name)
+    assert not held
+    assert "takes 1.33 × the time of graph" in why
 
 
 def test_advice_that_promised_nothing_holds_where_nothing_is_better():

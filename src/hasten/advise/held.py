@@ -12,6 +12,7 @@ from hasten.advise.rules import Line, advise
 from hasten.advise.traits import traits
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.peaks import peaks
+from hasten.plan import Effect
 from hasten.search.candidates import GRAPH_ONLY
 from hasten.voice import voice
 
@@ -64,8 +65,14 @@ def advice_details(run: Run, tried: Sequence[Outcome], chosen: Outcome) -> dict[
     return {"lines": [dataclasses.asdict(line) for line in lines], "held": held, "why": why}
 
 
-def judge_advice(first: Line, tried: Sequence[Outcome], chosen: Outcome, baseline: str) -> tuple[bool, str]:
-    """Whether the first line's candidate is the chosen one or within 10 % of its time, both against the baseline of the same moment."""
+def judge_advice(first: Line, tried: Sequence[Outcome], chosen: Outcome, baseline: str, better: str = "") -> tuple[bool, str]:
+    """Whether the first line's candidate is the chosen one or within 10 % of its time, both against the baseline of the same moment.
+
+    `better`: a trained candidate that beat them all.
+    """
+    if chosen.candidate.recipe.effect is Effect.TRAINED:
+        held, why = judge_advice(first, tried, _best_untrained(tried, chosen), baseline, better=chosen.candidate.name)
+        return held, f"{why} (of what needs no training, for which alone there is advice; {chosen.candidate.name} was trained)"
     winner = chosen.candidate.name
     if first.candidate == winner:
         return True, f"{winner} was advised and chosen"
@@ -79,9 +86,18 @@ def judge_advice(first: Line, tried: Sequence[Outcome], chosen: Outcome, baselin
     factor = _speed(chosen, outcome) / _speed(outcome, chosen)
     if factor > CLOSE:
         return False, f"{first.candidate} was advised and takes {factor:.2f} × the time of {winner}"
-    if outcome.reason and not outcome.reason.startswith((*TIME_ALONE, winner)):
+    if outcome.reason and not outcome.reason.startswith((*TIME_ALONE, winner, better or winner)):
         return False, f"{first.candidate} was advised and lost: {outcome.reason}"
     return True, f"{first.candidate} was advised and takes {factor:.2f} × the time of {winner}, which was chosen"
+
+
+def _best_untrained(tried: Sequence[Outcome], chosen: Outcome) -> Outcome:
+    """The fastest that needs no training and lost for its time alone; the original where there is none."""
+    lost = (*TIME_ALONE, chosen.candidate.name)
+    found = [
+        o for o in tried[1:] if o.timing and o.candidate.recipe.effect is not Effect.TRAINED and (not o.reason or o.reason.startswith(lost))
+    ]
+    return max(found, key=lambda o: o.ratio.estimate if o.ratio is not None else o.screened, default=tried[0])
 
 
 def _speed(outcome: Outcome, other: Outcome) -> float:
