@@ -172,6 +172,13 @@ def test_kill_9_loses_nothing_that_was_finished(untrained, digits, tmp_path):
     assert not (records.parent / loop.CHECKPOINT).exists()
 
 
+def test_batch_norm_sees_the_whole_batch_in_all_processes(tmp_path):
+    model = toy_model(norm=True)
+    for processes in (1, 2):
+        train(model, Train(epochs=4, batch=16, processes=processes), toy_task(model, tmp_path / str(processes)))
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), abs=1e-5)
+
+
 def test_pieces_and_processes_take_the_same_steps_as_one_whole(tmp_path):
     model = toy_model()
     made = {}

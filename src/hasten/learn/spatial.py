@@ -219,10 +219,27 @@ def global_max_pool(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.ndim)), keepdim=True)
 
 
+class SumOfAll(torch.autograd.Function):
+    """The sum over the processes, which every one of them gets; the gradient of each summand is the sum of the gradients that they all have."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 class BatchNorm(torch.nn.Module):
     """Batch normalization (Ioffe and Szegedy, arXiv 1502.03167): in train mode by the batch's statistics, which move the running ones.
 
     The running ones follow ONNX's momentum, r ← m r + (1 − m) b, with the unbiased variance, as torch does. In eval mode they are used.
+    Where several processes train together, the statistics are those of the whole batch: means and mean squares travel, and so do their gradients.
     """
 
     def __init__(self, outputs: int = 1, epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0) -> None:
@@ -230,7 +247,23 @@ class BatchNorm(torch.nn.Module):
         self.epsilon, self.momentum = epsilon, 1 - momentum
 
     def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        if self.training and torch.distributed.is_initialized():
+            return (self._together(x, scale, bias, mean, variance),)
         return (F.batch_norm(x, mean, variance, scale, bias, self.training, self.momentum, self.epsilon),)
+
+    def _together(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        axes = [i for i in range(x.ndim) if i != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        exact = x.double()
+        processes = torch.distributed.get_world_size()
+        both = SumOfAll.apply(torch.stack([exact.mean(axes), exact.square().mean(axes)])) / processes
+        middle, spread = both[0].to(x.dtype), (both[1] - both[0].square()).to(x.dtype)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * processes
+            mean.lerp_(middle, self.momentum)
+            variance.lerp_(spread * (count / max(1, count - 1)), self.momentum)
+        factor = torch.rsqrt(spread + self.epsilon) * scale
+        return (x - middle.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
 
 
 class Dropout(torch.nn.Module):
