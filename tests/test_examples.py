@@ -52,7 +52,8 @@ def test_the_case_study_goes_down_the_whole_road(tmp_path):
     assert (tmp_path / "out" / "study.svg").read_text().startswith("<svg")
     again = run(command, tmp_path, **SMALL)
     assert again.returncode == 0, again.stderr
-    assert "trained" not in again.stdout
+    assert "weights, left" in done.stdout
+    assert "weights, left" not in again.stdout
 
 
 def test_every_example_is_run_here_and_short_and_named_in_the_docs():
