@@ -21,6 +21,10 @@ FORMAT = 1
 """Version of plan.json."""
 
 
+NOT_THE_RESULT = ("seconds", "workers")
+"""Settings of a training that say how long or with how many hands, and not what comes out: with others it may be gone on with."""
+
+
 class Phase(enum.IntEnum):
     """The stretches of the road; a plan runs them in this order."""
 
@@ -233,7 +237,8 @@ def _with_place(task: BoundTask | None, technique: Row, settings: Any, model: Mo
     """Under the task's place a folder for this very training, so that several plans share one that they all begin with."""
     if task is None or task.place is None or not technique.learns:
         return task
-    begun_with = json.dumps([technique.name, dataclasses.asdict(settings), model.digest, task.digest])
+    said = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_THE_RESULT}
+    begun_with = json.dumps([technique.name, said, model.digest, task.digest])
     return dataclasses.replace(task, place=task.place / f"{technique.name}-{hashlib.sha256(begun_with.encode()).hexdigest()[:12]}")
 
 

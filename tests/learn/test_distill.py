@@ -170,6 +170,14 @@ def test_answers_that_are_kept_are_those_of_each_batch(taught, tmp_path, monkeyp
     check.same(kept, asked, within=check.FLOAT32)
 
 
+def test_where_nothing_is_to_be_learned_the_teacher_is_not_asked_about_all(taught, tmp_path, monkeypatch):
+    asked = []
+    ask = asking.Teacher._ask
+    monkeypatch.setattr(asking.Teacher, "_ask", lambda self, feeds: asked.append(len(feeds[0])) or ask(self, feeds))
+    distill(pictures(6, 6), Distill(epochs=0, batch=16), corners(pictures(6, 6), tmp_path, teacher=taught))
+    assert sum(asked) == 2
+
+
 def test_two_processes_learn_from_the_teacher_as_one(taught, tmp_path):
     model = pictures(6, 6)
     for name, processes in (("one", 1), ("two", 2)):
@@ -191,12 +199,19 @@ def test_other_classes_are_mapped(taught, tmp_path):
         BadInput, match=r"the student gives scores \[2\], the teacher \[4\]; say which classes are the same with --class-map 0=3"
     ):
         distill(model, dataclasses.replace(settings, class_map=()), dataclasses.replace(task, place=tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_cannot_teach_is_refused(taught, tmp_path):
     model = pictures(6, 6)
     with pytest.raises(Refused, match=r"distill needs a teacher, and none came; give --teacher, or --student narrow:0.5"):
         distill(model, Distill(batch=16), corners(model, tmp_path / "t"))
+    with pytest.raises(BadInput, match=r"the class map names the teacher's class 4; it has 4 \(0 to 3\)"):
+        distill(model, Distill(batch=16, class_map=("0=4",)), corners(model, tmp_path / "t", teacher=taught))
+    torch.manual_seed(0)
+    flat = load(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(49, 4)).eval(), example_inputs=torch.zeros(2, 1, 7, 7)).model
+    with pytest.raises(BadInput, match="distill: the teacher does not take the student's samples: "):
+        distill(model, Distill(batch=16), corners(model, tmp_path / "t", teacher=flat))
     with pytest.raises(BadInput, match=r"the student has no value 'nowhere'"):
         distill(model, Distill(batch=16, feature=1.0, pairs=("nowhere=there",)), corners(model, tmp_path / "t", teacher=taught))
     assert not (tmp_path / "t").exists()

@@ -1,5 +1,6 @@
 """Time per layer on a real model in both runtimes; what has no profiler says so, and no profile is left behind."""
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -29,7 +30,11 @@ def test_layers_of_the_digits_cnn(digits_cnn: Path, runtime: str, convolution: s
     assert any(dense in op for op in ops)
     assert len({layer.name for layer in found.layers}) == len(found.layers)
     assert all(layer.seconds >= 0 for layer in found.layers)
-    assert all(layer.seconds > 0 for layer in found.layers if layer.op == convolution)
+    least = dict.fromkeys((layer.name for layer in found.layers), math.inf)  # of three profiles: what else the machine does only adds time
+    for again in (found, *(profile(Subject(runtime, digits_cnn, Target(1, batch=4)), feeds, calls=60) for _ in range(2))):
+        least |= {layer.name: min(least[layer.name], layer.seconds) for layer in again.layers}
+    heaviest = max(found.layers, key=lambda layer: least[layer.name])
+    assert heaviest.op == convolution  # the second convolution has 18 times the MACs of the dense layers together
     assert found.call_seconds > 0
     assert 0 < found.explained <= 1
     assert found.overhead == pytest.approx(max(0.0, found.call_seconds - sum(layer.seconds for layer in found.layers)))

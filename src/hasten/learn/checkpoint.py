@@ -14,6 +14,9 @@ from torch import Tensor
 from hasten.errors import BadInput
 from hasten.folder import write_atomically
 
+CHECKPOINT = "checkpoint.safetensors"
+"""In the training's folder, until its result is written."""
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """All or nothing. Raises OutOfResources where the disk is full."""

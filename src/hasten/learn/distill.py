@@ -111,9 +111,9 @@ def prepare(model: Model, settings: Distill, task: BoundTask) -> Trainee:
     executor = build(model, taps=(value, *(mine for mine, _ in pairs)))
     names = (taught, *(theirs for _, theirs in pairs))
     teach = Teacher(teacher, executor.inputs, names, taught if settings.gradient else "")
-    if not settings.augment:
-        teach.learn_by_heart(split, executor.inputs)
     at = len(executor.outputs) - 1 - len(pairs)
+    teach.check_scores("distill", executor, at, split, _class_map(settings.class_map))
+    teach.get_ready(split, executor.inputs, settings)
     labels = task_loss(model, task, split, at) if settings.hard and split.labels is not None else None
     if labels is None and not any(getattr(settings, name) for name in WEIGHTS if name != "hard"):
         raise BadInput(
@@ -144,10 +144,6 @@ class Taught:
         settings, z, v = self.settings, outputs[self.at].float(), batch.taught[0].float()
         mapped = _class_map(settings.class_map)
         mine, theirs = (z, v) if not mapped else (z[..., list(mapped)], v[..., list(mapped.values())])
-        if mine.shape != theirs.shape:
-            raise BadInput(
-                f"the student gives scores {list(z.shape[1:])}, the teacher {list(v.shape[1:])}; say which classes are the same with --class-map 0=3"
-            )
         total = z.new_zeros(())
         if settings.soft:
             total = total + settings.soft * soft(mine, theirs, settings.temperature)

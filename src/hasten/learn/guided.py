@@ -1,4 +1,4 @@
-"""guided: the losses of a training that follows labels, a teacher, or both. What `binarize` and `sparsify` have in common."""
+"""guided: the losses of a training that follows labels, a teacher, or both. What `binarize`, `sparsify` and `qat` have in common."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hasten.learn.batches import Batch
 from hasten.learn.distill import soft
 from hasten.learn.executor import Executor
 from hasten.learn.objective import Objective, logits, task_loss
-from hasten.learn.teacher import Teacher
+from hasten.learn.teacher import Asking, Teacher
 from hasten.model import Model
 from hasten.task import BoundTask
 
 
-class Weights(Protocol):
-    """Settings that say what counts how much."""
+class Weights(Asking, Protocol):
+    """Settings that also say what counts how much."""
 
     @property
     def soft(self) -> float: ...
@@ -26,8 +26,6 @@ class Weights(Protocol):
     def hard(self) -> float: ...
     @property
     def temperature(self) -> float: ...
-    @property
-    def augment(self) -> tuple[str, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +57,6 @@ def guide(technique: str, model: Model, task: BoundTask, executor: Executor, at:
         teacher = task.teacher or model
         output = task.output if task.output in {p.name for p in teacher.outputs} else teacher.outputs[0].name
         teach = Teacher(teacher, executor.inputs, (logits(teacher, output)[0],))
-        if not settings.augment:
-            teach.learn_by_heart(split, executor.inputs)
+        teach.check_scores(technique, executor, at, split)
+        teach.get_ready(split, executor.inputs, settings)
     return Losses(settings.soft, settings.hard, settings.temperature, at, labels), teach

@@ -27,18 +27,20 @@ from hasten.errors import BadInput, Diverged, OutOfResources
 from hasten.learn import checkpoint
 from hasten.learn.augment import parse
 from hasten.learn.batches import Batch, Batches, Teach
+from hasten.learn.checkpoint import CHECKPOINT
 from hasten.learn.executor import Executor
 from hasten.learn.objective import Objective
 from hasten.learn.parallel import ALONE, Team
 from hasten.learn.records import RECORDS
+from hasten.learn.spatial import Dropout
 from hasten.measure.machine import cores
 from hasten.measure.record import Record, Records
 from hasten.measure.worker import peak_memory
 from hasten.model import Model
+from hasten.plan import NOT_THE_RESULT
 from hasten.task import BoundTask, Split
 from hasten.voice import voice
 
-CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 60.0
 """Seconds between two checkpoints inside an epoch."""
 
@@ -162,7 +164,10 @@ class _Training:
 
     def __init__(self, trainee: Trainee, split: Split, settings: Loop, task: BoundTask, identity: str, team: Team) -> None:
         self.trainee, self.settings, self.task, self.team = trainee, settings, task, team
-        self.identity = hashlib.sha256(f"{identity}|{dataclasses.replace(settings, workers=0)}".encode()).hexdigest()
+        said = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_THE_RESULT}
+        self.identity = hashlib.sha256(f"{identity}|{said}".encode()).hexdigest()
+        if team.rank == 0 and (settings.patience or settings.until is not None) and (task.validate is None or task.validate.labels is None):
+            raise BadInput("--patience and --until want labels to judge by, and there are none; leave them out")
         torch.set_num_threads(max(1, _threads() // team.size))
         torch.manual_seed(settings.seed)
         self.batches = Batches(
@@ -178,6 +183,7 @@ class _Training:
         self.parameters = trainee.parameters
         self.optimizer = _optimizer(self.parameters, trainee.rates, settings)
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()} if settings.average else None
+        self.drops = any(isinstance(m, Dropout) for m in trainee.executor.module.modules())
         self.steps = self.batches.steps * settings.epochs
         self.done = 0
         self.pieces = settings.accumulate
@@ -197,11 +203,10 @@ class _Training:
         self.saved = time.monotonic()
 
     def run(self) -> Trained:
-        if self.checkpoint is not None:
-            if self.checkpoint.exists():
-                self._resume(self.checkpoint)
-            else:
-                self._save()
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            self._save()
+        elif source := self.checkpoint or self.team.begun:
+            self._resume(source)
         self.done, self.steps = self.team.agree(self.done), self.team.agree(self.steps)
         while self.done < self.steps:
             epoch, start = divmod(self.done, self.batches.steps)
@@ -229,6 +234,8 @@ class _Training:
         rate = self.settings.rate * _share_of_rate(self.done, self.steps, self.settings.warm_up)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+        if self.drops:  # what is dropped depends on the step alone, so a resumed training drops the same
+            torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, self.done, self.team.rank)).generate_state(1)[0]))
         while True:
             try:
                 loss = self._gradients(batch)
@@ -349,8 +356,8 @@ class _Training:
                         "loss": loss,
                         "value": value,
                         "seconds": self.epoch_seconds,
-                        "steps": self.batches.steps,
-                        "samples": self.batches.steps * self.batches.size,
+                        "steps": len(self.losses),
+                        "samples": len(self.losses) * self.batches.size,
                         "step_seconds": statistics.median(self.times) if self.times else None,
                         "peak_memory": peak_memory(),
                         "compiled": bool(self.compiled),
@@ -451,7 +458,7 @@ class _Training:
 
     def _resume(self, path: Path) -> None:
         tensors, state = checkpoint.read(path)
-        if state["identity"] != self.identity:
+        if self.team.rank == 0 and state["identity"] != self.identity:
             raise BadInput(
                 f"{path.parent.name} holds the checkpoint of another training (model, data or settings differ); "
                 "give the same to go on with it, remove that folder to start afresh, or write elsewhere"

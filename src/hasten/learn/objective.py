@@ -7,6 +7,7 @@ Softmax, LogSoftmax or Sigmoid is trained on what stands before it, which is the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -56,7 +57,7 @@ class TaskLoss:
         x, labels = outputs[self.at].float(), batch.labels
         assert labels is not None
         if self.kind == "cross entropy":
-            if labels.ndim == x.ndim:  # one-hot, or probabilities
+            if labels.ndim == x.ndim and labels.shape[-1] == x.shape[-1]:  # one-hot, or probabilities
                 return functional.cross_entropy(x.flatten(0, -2), labels.flatten(0, -2).to(x.dtype), label_smoothing=self.smoothing)
             return functional.cross_entropy(x.flatten(0, -2), labels.flatten().long(), label_smoothing=self.smoothing)
         if self.kind == "binary":
@@ -70,16 +71,33 @@ def task_loss(model: Model, task: BoundTask, split: Split, at: int, smoothing: f
     if labels is None:
         raise BadInput("the training data has no labels; give some (--labels, --label), or `hasten distill` with the original as teacher")
     shape = next(p.shape for p in model.outputs if p.name == task.output)
+    per_sample = math.prod(labels.shape[1:])
+    sizes = [d for d in shape[1:] if isinstance(d, int)]
+    wanted = math.prod(sizes) if len(sizes) == len(shape) - 1 else None
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)))
     _, final = logits(model, task.output)
     if task.metric.name in CLASSES or (whole and labels.ndim < len(shape)):
         if (shape and shape[-1] == 1) or len(shape) == 1 or final == "Sigmoid":
+            _fits(per_sample, wanted, labels, shape)
             _in_range(labels, 2)
             return TaskLoss("binary", at)
-        if isinstance(shape[-1], int) and labels.ndim < len(shape):
-            _in_range(labels, shape[-1])
+        one_hot = labels.ndim == len(shape) and labels.shape[-1] == shape[-1]
+        if isinstance(shape[-1], int):
+            _fits(per_sample, wanted if wanted is None or one_hot else wanted // shape[-1], labels, shape)
+            if not one_hot:
+                _in_range(labels, shape[-1])
         return TaskLoss("cross entropy", at, smoothing)
+    _fits(per_sample, wanted, labels, shape)
     return TaskLoss("mse", at)
+
+
+def _fits(per_sample: int, wanted: int | None, labels: np.ndarray, shape: tuple[int | str | None, ...]) -> None:
+    """Raises BadInput where there are more or fewer numbers a sample than the output wants (None: unknown)."""
+    if wanted is not None and per_sample != wanted:
+        raise BadInput(
+            f"the training labels have shape {list(labels.shape)}, {per_sample} numbers a sample; the output of shape {list(shape)} wants "
+            f"{wanted}; mend the labels, or judge another output (--output)"
+        )
 
 
 def _in_range(labels: np.ndarray, classes: int) -> None:

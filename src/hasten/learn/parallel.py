@@ -11,9 +11,11 @@ import dataclasses
 import datetime
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ import torch
 from torch import nn
 
 from hasten.errors import OutOfResources
+from hasten.learn.checkpoint import CHECKPOINT
 from hasten.model import Model
 from hasten.task import BoundTask, Split, without_data
 
@@ -37,10 +40,11 @@ PIECE = 512
 
 @dataclasses.dataclass(frozen=True)
 class Team:
-    """The processes that train together: this one's rank, and how many there are."""
+    """The processes that train together: this one's rank, how many there are, the checkpoint that the training goes on from (None: none)."""
 
     rank: int = 0
     size: int = 1
+    begun: Path | None = None
 
     def agree(self, number: int) -> int:
         """What the first process says."""
@@ -77,15 +81,13 @@ def team(technique: str, model: Model, settings: Loop, task: BoundTask, split: S
         _hand_out(place, technique, model, settings, task, split)
         others = [_start(place, rank) for rank in range(1, settings.processes)]
         try:
+            _wait_for(place, others)
             _join(place, 0, settings.processes)
             yield Team(0, settings.processes)
         except RuntimeError as e:
-            failed = [r for r, other in enumerate(others, 1) if other.poll() not in (None, 0)]
-            said = [(place / f"{r}.err").read_text(errors="replace").strip().splitlines() for r in failed]
-            if not failed:
-                raise
-            last = said[0][-1] if said[0] else f"it was killed with code {others[failed[0] - 1].returncode}"
-            raise OutOfResources(f"process {failed[0] + 1} of the training ended early: {last[:300]}; use fewer --processes") from e
+            if _ended(others):
+                raise _early_end(place, others) from e
+            raise
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
@@ -107,6 +109,8 @@ def _start(place: Path, rank: int) -> subprocess.Popen[bytes]:
 def _hand_out(place: Path, technique: str, model: Model, settings: Loop, task: BoundTask, split: Split) -> None:
     """Write what the others need: the model, the settings, the samples as files that are mapped into memory, the teacher."""
     model.save(place / "model.onnx")
+    if task.place is not None and (task.place / CHECKPOINT).exists():
+        shutil.copyfile(task.place / CHECKPOINT, place / CHECKPOINT)
     if task.teacher is not None:
         task.teacher.save(place / "teacher.onnx")
     given = {"technique": technique, "settings": dataclasses.asdict(settings), "output": task.output, "metric": task.metric.name}
@@ -122,6 +126,29 @@ def _hand_out(place: Path, technique: str, model: Model, settings: Loop, task: B
     if split.labels is not None:
         np.save(place / "labels.npy", split.labels)
     (place / "job.json").write_text(json.dumps(given | {"columns": list(arrays)}))
+
+
+def _wait_for(place: Path, others: list[subprocess.Popen[bytes]]) -> None:
+    """Until all the others are ready to join: a join that one of them can't come to takes the whole of PATIENCE. Raises OutOfResources."""
+    late = time.monotonic() + PATIENCE.total_seconds()
+    while not all((place / f"{rank}.ready").exists() for rank in range(1, len(others) + 1)):
+        if _ended(others):
+            raise _early_end(place, others)
+        if time.monotonic() > late:
+            raise OutOfResources(f"the processes of the training were not ready after {PATIENCE}; use fewer --processes")
+        time.sleep(0.02)
+
+
+def _ended(others: list[subprocess.Popen[bytes]]) -> list[int]:
+    """The ranks of those that failed."""
+    return [rank for rank, other in enumerate(others, 1) if other.poll() not in (None, 0)]
+
+
+def _early_end(place: Path, others: list[subprocess.Popen[bytes]]) -> OutOfResources:
+    rank = _ended(others)[0]
+    said = (place / f"{rank}.err").read_text(errors="replace").strip().splitlines()
+    last = said[-1] if said else f"it was killed with code {others[rank - 1].returncode}"
+    return OutOfResources(f"process {rank + 1} of the training ended early: {last[:300]}; use fewer --processes")
 
 
 def _join(place: Path, rank: int, size: int) -> None:
@@ -146,8 +173,10 @@ def main() -> None:
     task = dataclasses.replace(without_data(), train=split, metric=metric, output=job["output"], teacher=teacher)
     model = Model.load(place / "model.onnx")
     trainee = importlib.import_module(f"hasten.learn.{job['technique']}").prepare(model, settings, task)
+    (place / f"{rank}.ready").touch()
     _join(place, rank, settings.processes)
-    fit(trainee, split, settings, task, "", Team(rank, settings.processes))
+    begun = place / CHECKPOINT
+    fit(trainee, split, settings, task, "", Team(rank, settings.processes, begun if begun.exists() else None))
     torch.distributed.destroy_process_group()
 
 

@@ -31,18 +31,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from torch import Tensor
 
 from hasten.errors import BadInput
 from hasten.graph import Array, add_weight, constant, finish, scalar, unique_name
 from hasten.learn import codes, job
-from hasten.learn.batches import Batch
-from hasten.learn.distill import soft
 from hasten.learn.executor import build
+from hasten.learn.guided import guide
 from hasten.learn.loop import Loop, Trainee
-from hasten.learn.objective import Objective, logits, task_loss
+from hasten.learn.objective import logits
 from hasten.learn.operators import Op
-from hasten.learn.teacher import Teacher
 from hasten.model import Model, Skip
 from hasten.numerics import FORMATS, Format, format_of
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
@@ -137,17 +134,12 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
     executor = build(trained, more=ROWS, taps=(value,) if final else ())
     judged = executor.outputs.index(task.output)
     at = len(executor.outputs) - 1 if final else judged
-    teacher = task.teacher or model
-    output = task.output if task.output in {p.name for p in teacher.outputs} else teacher.outputs[0].name
-    teach = Teacher(teacher, executor.inputs, (logits(teacher, output)[0],)) if settings.soft else None
-    if teach is not None and settings.epochs and not settings.augment:
-        teach.learn_by_heart(split, executor.inputs)
-    labels = task_loss(model, task, split, at) if settings.hard else None
+    losses, teach = guide("qat", model, task, executor, at, settings)
     steps = tuple(s for s in steps if s.name in executor.weights)
     bounds = [(executor.weights[s.name], math.log(s.most) - BELOW) for s in steps if s.most < math.inf]
     return Coded(
         executor,
-        Taught(settings, at, labels),
+        losses,
         judged,
         teach=teach,
         after_step=_keep(bounds) if bounds else None,
@@ -157,29 +149,6 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
         steps=steps,
         skipped=start.placement.skipped,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Taught:
-    """soft · T² KL to the teacher's scores + hard · the task's own loss; the scores are output number `at`."""
-
-    settings: Qat
-    at: int
-    labels: Objective | None
-
-    def __call__(self, outputs: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        z = outputs[self.at].float()
-        total = z.new_zeros(())
-        if self.settings.soft:
-            v = batch.taught[0].float()
-            if v.shape != z.shape:
-                raise BadInput(
-                    f"qat: the model gives scores {list(z.shape[1:])}, the teacher {list(v.shape[1:])}; both need the same classes"
-                )
-            total = total + self.settings.soft * soft(z, v, self.settings.temperature)
-        if self.labels is not None:
-            total = total + self.settings.hard * self.labels(outputs, batch)
-        return total
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

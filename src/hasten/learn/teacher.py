@@ -5,7 +5,8 @@ Without augmentation it says the same of a sample in every epoch: then it is ask
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.errors import BadInput
-from hasten.learn.executor import build
+from hasten.learn.executor import Executor, build
 from hasten.model import Model
 from hasten.task import Split
 from hasten.voice import voice
@@ -23,6 +24,15 @@ KEPT = 2 << 30
 """Answers of at most so many bytes are kept; beyond, the teacher is asked for each batch."""
 
 ASKED = 256
+
+
+class Asking(Protocol):
+    """Settings that say whether a teacher's answers can be kept."""
+
+    @property
+    def augment(self) -> tuple[str, ...]: ...
+    @property
+    def epochs(self) -> int: ...
 
 
 class Teacher:
@@ -46,8 +56,13 @@ class Teacher:
             return tuple(x[torch.from_numpy(positions)] for x in self._kept)
         return self._ask(feeds)
 
-    def learn_by_heart(self, split: Split, order: tuple[str, ...]) -> None:
-        """Ask once about every sample of the split, if the answers can be kept. `order`: the names of the student's inputs."""
+    def get_ready(self, split: Split, order: tuple[str, ...], settings: Asking) -> None:
+        """Ask once about every sample of the split, where there is something to learn, nothing changes the samples, and the answers can be kept.
+
+        `order`: the names of the student's inputs.
+        """
+        if not settings.epochs or settings.augment:
+            return
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         for feeds in split.batches(ASKED):
@@ -59,6 +74,28 @@ class Teacher:
             done += len(tensors[0])
             voice().step("asking the teacher", done, len(split))
         self._kept = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def check_scores(self, technique: str, student: Executor, at: int, split: Split, classes: Mapping[int, int] | None = None) -> None:
+        """Raises BadInput where the teacher does not take the student's samples, or where the student's output number `at` and the first answer are
+        not of the same classes. `classes`: which are, if not all."""
+        positions = np.arange(min(2, len(split)))
+        taken = split.samples.take(split.indices[positions])
+        feeds = tuple(torch.from_numpy(np.ascontiguousarray(taken[name])) for name in student.inputs)
+        student.module.eval()
+        with torch.no_grad():
+            mine = student.module(*feeds)[at].shape
+            try:
+                theirs = self._ask(feeds)[0].shape
+            except Exception as e:
+                raise BadInput(f"{technique}: the teacher does not take the student's samples: {' '.join(str(e).split())[:300]}") from e
+        if not classes and mine != theirs:
+            raise BadInput(
+                f"{technique}: the student gives scores {list(mine[1:])}, the teacher {list(theirs[1:])}; "
+                + ("say which classes are the same with --class-map 0=3" if technique == "distill" else "both need the same classes")
+            )
+        for whose, numbers, count in (("student", classes or (), mine[-1]), ("teacher", (classes or {}).values(), theirs[-1])):
+            if high := [n for n in numbers if n >= count]:
+                raise BadInput(f"{technique}: the class map names the {whose}'s class {high[0]}; it has {count} (0 to {count - 1})")
 
     def _ask(self, feeds: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         given = {name: x.detach().numpy() for name, x in zip(self._inputs, feeds, strict=True)}
