@@ -51,6 +51,7 @@ class Row:
     """One technique. File, function, settings class, CLI verb and test carry one name, so the name and its folder find them all.
 
     `observes`: the module also has `observe(model, settings, task)`, what the data shows, as plain JSON values that replay without data.
+    `optional_data`: it observes without data too (the machine, or the weights alone), so the task may be None.
     `learns`: it trains on `task.train`, and the module has `prepare(model, settings, task)`, which makes what `learn.loop.fit` trains.
     `teaches`: `task.teacher` may hold another model to learn from.
     """
@@ -61,6 +62,7 @@ class Row:
     effect: Effect
     about: str
     observes: bool = False
+    optional_data: bool = False
     learns: bool = False
     teaches: bool = False
 
@@ -79,8 +81,8 @@ class Row:
         return function
 
     @property
-    def observe(self) -> Callable[[Model, Any, BoundTask], dict[str, Any]]:
-        function: Callable[[Model, Any, BoundTask], dict[str, Any]] = self._module.observe
+    def observe(self) -> Callable[[Model, Any, BoundTask | None], dict[str, Any]]:
+        function: Callable[[Model, Any, BoundTask | None], dict[str, Any]] = self._module.observe
         return function
 
     @property
@@ -209,7 +211,8 @@ def make_settings(technique: str, values: Mapping[str, Any]) -> Any:
 
 def needs_data(plan: Plan) -> bool:
     """Whether a step must observe data that the plan does not hold yet."""
-    return any(row(s.technique).observes and s.observation is None for s in plan.steps)
+    rows = ((row(s.technique), s.observation) for s in plan.steps)
+    return any(r.observes and not r.optional_data and seen is None for r, seen in rows)
 
 
 def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
@@ -225,7 +228,7 @@ def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
         technique = row(step.technique)
         seen = step.observation
         if technique.observes and seen is None:
-            if task is None or task.calibrate is None:
+            if not technique.optional_data and (task is None or task.calibrate is None):
                 raise Refused(f"{technique.verb} needs data to calibrate on, and none came; give --data, or a plan that was run before")
             seen = technique.observe(model, step.settings, task)
         model = technique.apply(model, step.settings, _with_place(_with_observation(task, seen), technique, step.settings, model))
