@@ -47,6 +47,7 @@ TRAININGS = {
     "student 2x800, plain": Training((784, 800, 800, 10), False, {"epochs": 15}),
     "student 2x800, plain, augmented": Training((784, 800, 800, 10), False, {"epochs": 30, "augment": MOVED, "average": 0.999}),
     "student 2x800, distilled": Training((784, 800, 800, 10), True, {"epochs": 40, "rate": 2e-3, "augment": LITTLE} | GENTLY),
+    "student 2x800, distilled longer": Training((784, 800, 800, 10), True, {"epochs": 120, "rate": 2e-3, "augment": LITTLE} | GENTLY),
 }
 
 

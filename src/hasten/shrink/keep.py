@@ -17,15 +17,7 @@ def keep(coupled: Coupled, kept: Mapping[str, Sequence[int] | Array]) -> ir.Mode
 
     Raises BadInput for a channel that a group has not, or where none is left. Types and shapes between the nodes are to be inferred again.
     """
-    stays = np.ones(len(coupled.labels), bool)
-    for name, indices in kept.items():
-        group = coupled.group(name)
-        chosen = np.unique(np.asarray(indices, np.int64))
-        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= group.channels:
-            came = "none" if not len(chosen) else f"{chosen[0]} to {chosen[-1]}"
-            raise BadInput(f"group {name}: channels {came} are to be kept, it has 0 to {group.channels - 1}, and one must be left")
-        stays[group.classes] = False
-        stays[group.classes[chosen]] = True
+    stays = left(coupled, kept)
     edited = coupled.model.edit()
     graph = edited.graph
     for (weight, axis), atoms in coupled.sites.items():
@@ -43,6 +35,20 @@ def keep(coupled: Coupled, kept: Mapping[str, Sequence[int] | Array]) -> ir.Mode
             if not value.is_graph_output():
                 value.shape = None
     return edited
+
+
+def left(coupled: Coupled, kept: Mapping[str, Sequence[int] | Array]) -> Array:
+    """By class of atoms: whether it stays. Raises BadInput as `keep` does."""
+    stays = np.ones(len(coupled.labels), bool)
+    for name, indices in kept.items():
+        group = coupled.group(name)
+        chosen = np.unique(np.asarray(indices, np.int64))
+        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= group.channels:
+            came = "none" if not len(chosen) else f"{chosen[0]} to {chosen[-1]}"
+            raise BadInput(f"group {name}: channels {came} are to be kept, it has 0 to {group.channels - 1}, and one must be left")
+        stays[group.classes] = False
+        stays[group.classes[chosen]] = True
+    return stays
 
 
 def _shorten(value: ir.Value, axis: int, mask: Array) -> None:

@@ -1,0 +1,140 @@
+"""layers: the products of a graph (Conv, ConvTranspose apart, Gemm, MatMul) as matrices, and what they read and give as rows: y = X Wᵀ + b.
+
+A convolution is a product too: each output position reads one row, the patch of the input under the kernel (im2col). Least squares, importance and
+low rank are about these rows, and a sample of the positions is enough for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.graph import Array, constant
+
+POSITIONS = 64
+"""Output positions of a convolution (or of a sequence) that are looked at in each sample, at most."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """A product with one constant weight. `groups` of a convolution; 1 elsewhere. `reads`, `makes`: the weight's axes of what goes in and comes out
+    (a grouped convolution's inputs are those of one group)."""
+
+    node: ir.Node
+    weight: ir.Value
+    x: ir.Value
+    y: ir.Value
+    bias: ir.Value | None
+    groups: int
+    reads: int
+    makes: int
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def array(self) -> Array:
+        found = constant(self.weight)
+        assert found is not None
+        return found
+
+    def matrices(self, array: Array | None = None) -> Array:
+        """The weight, or another array of its kind, as (groups, outputs of a group, numbers in a row)."""
+        w = self.array if array is None else array
+        if self.node.op_type == "Conv":
+            return w.reshape(self.groups, w.shape[0] // self.groups, -1)
+        return (w if self.makes == 0 else w.T)[None]
+
+    def weight_of(self, matrices: Array, like: Array | None = None) -> Array:
+        """The weight that such matrices are; `like`: a weight of the wanted shape and dtype, the layer's own if none is given."""
+        like = self.array if like is None else like
+        if self.node.op_type == "Conv":
+            return np.ascontiguousarray(matrices.reshape(like.shape)).astype(like.dtype)
+        return np.ascontiguousarray(matrices[0] if self.makes == 0 else matrices[0].T).astype(like.dtype)
+
+    @property
+    def channels_in_row(self) -> int:
+        """Numbers that each input channel has in a row: the kernel's size, or 1."""
+        return int(np.prod(self.array.shape[2:])) if self.node.op_type == "Conv" else 1
+
+    def rows(self, x: Array, rng: np.random.Generator, limit: int = POSITIONS) -> Array:
+        """X for a batch of inputs: (groups, rows, numbers in a row). At most `limit` positions of each sample, drawn by `rng`."""
+        if self.node.op_type != "Conv":
+            return _drawn(x.reshape(len(x), -1, x.shape[-1]), rng, limit)[None]
+        kernel, (strides, dilations, begins, out) = self.array.shape[2:], self._sliding(x.shape[2:])
+        ends = [
+            max(0, (o - 1) * s + (k - 1) * d + 1 - n - b)
+            for o, s, k, d, n, b in zip(out, strides, kernel, dilations, x.shape[2:], begins, strict=True)
+        ]
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+        at = np.unravel_index(_positions(int(np.prod(out)), rng, limit), out)
+        taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
+        index = tuple(a[:, None] * s + t[None] * d for a, s, t, d in zip(at, strides, taps, dilations, strict=True))
+        found: Array = padded[(slice(None), slice(None), *index)]  # type: ignore[arg-type]  # (samples, channels, positions, taps)
+        n, c, p, k = found.shape
+        return np.ascontiguousarray(
+            found.reshape(n, self.groups, c // self.groups, p, k).transpose(1, 0, 3, 2, 4).reshape(self.groups, n * p, -1)
+        )
+
+    def results(self, y: Array, rng: np.random.Generator, limit: int = POSITIONS) -> Array:
+        """Y of the same positions, if `rng` is in the same state: (groups, rows, outputs of a group). For a value of the output's shape."""
+        if self.node.op_type != "Conv":
+            return _drawn(y.reshape(len(y), -1, y.shape[-1]), rng, limit)[None]
+        n, c = y.shape[:2]
+        flat = y.reshape(n, c, -1)
+        drawn = flat[:, :, _positions(flat.shape[2], rng, limit)]
+        groups = self.groups if c % self.groups == 0 else 1
+        return np.ascontiguousarray(drawn.reshape(n, groups, c // groups, -1).transpose(1, 0, 3, 2).reshape(groups, -1, c // groups))
+
+    def _sliding(self, sizes: tuple[int, ...]) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Strides, dilations, padding before, output sizes, by spatial axis."""
+        a, rank = self.node.attributes, len(sizes)
+        kernel = self.array.shape[2:]
+        strides = list(a.get_ints("strides", (1,) * rank) or (1,) * rank)
+        dilations = list(a.get_ints("dilations", (1,) * rank) or (1,) * rank)
+        pads = list(a.get_ints("pads", (0,) * 2 * rank) or (0,) * 2 * rank)
+        auto = a.get_string("auto_pad") or "NOTSET"
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            out = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
+            both = [max(0, (o - 1) * s + r - n) for o, s, r, n in zip(out, strides, reach, sizes, strict=True)]
+            return strides, dilations, [b // 2 if auto == "SAME_UPPER" else b - b // 2 for b in both], out
+        if auto == "VALID":
+            pads = [0] * 2 * rank
+        out = [(n + pads[i] + pads[i + rank] - r) // s + 1 for i, (n, r, s) in enumerate(zip(sizes, reach, strides, strict=True))]
+        return strides, dilations, pads[:rank], out
+
+
+def layers(graph: ir.Graph) -> Iterator[Layer]:
+    """Every such product of the main graph, in order. A weight that several nodes read is none: it can't be changed for one of them."""
+    for node in graph:
+        if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+            continue
+        x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+        if x is None or weight is None or constant(x) is not None or constant(weight) is None or len(tuple(weight.uses())) != 1:
+            continue
+        tensor = weight.const_value if weight.is_initializer() else None
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        groups, reads = 1, 0
+        if node.op_type == "Conv":
+            groups, reads = node.attributes.get_int("group", 1) or 1, 1
+        elif len(tensor.shape) != 2 or node.attributes.get_int("transA", 0) == 1 or node.attributes.get_float("alpha", 1.0) != 1.0:
+            continue
+        elif node.op_type == "Gemm":
+            reads = 1 if node.attributes.get_int("transB", 0) else 0
+        yield Layer(node, weight, x, node.outputs[0], bias, groups, reads, 1 - reads)
+
+
+def _positions(count: int, rng: np.random.Generator, limit: int) -> Array:
+    """Of `count` positions at most `limit`, in order."""
+    return np.arange(count) if count <= limit else np.sort(rng.choice(count, limit, replace=False))
+
+
+def _drawn(flat: Array, rng: np.random.Generator, limit: int) -> Array:
+    """(samples, positions, n) → (rows, n)."""
+    return flat[:, _positions(flat.shape[1], rng, limit)].reshape(-1, flat.shape[2])
