@@ -69,9 +69,9 @@ class Budget:
                 raise BadInput(f"there is no runtime {runtime!r}; use some of {', '.join(RUNTIMES)}")
 
     def _check_recipes(self) -> None:
-        from hasten.search.candidates import RECIPES, TRAINED
+        from hasten.search.candidates import PRUNED, RECIPES, TRAINED
 
-        names = [r.name for r in (*RECIPES, *TRAINED)]
+        names = [r.name for r in (*RECIPES, *PRUNED, *TRAINED)]
         for recipe in self.recipes:
             if recipe not in names:
                 raise BadInput(f"there is no recipe {recipe!r}; use some of {', '.join(names)}")

@@ -39,13 +39,29 @@ class Recipe:
     @property
     def untrained(self) -> Recipe:
         """The same chain without a step of training: the same work for the runtime, so its time tells before whether training can pay."""
-        quick = {"quantize_static": {"method": "minmax"}}
+        quick: dict[str, dict[str, Any]] = {"quantize_static": {"method": "minmax"}, "prune_channels": {"repair": False}}
         steps = tuple((n, s | ({"epochs": 0} if plan.row(n).learns else quick.get(n, {}))) for n, s in self.steps)
         return Recipe(f"{self.name}, untrained", steps)
 
     def within(self, seconds: float) -> Recipe:
         """The same chain, each of its trainings taking so many seconds at most."""
         return Recipe(self.name, tuple((n, s | ({"seconds": seconds} if plan.row(n).learns else {})) for n, s in self.steps))
+
+    def measured_in(self, runtime: str, target: Target) -> Recipe:
+        """The same chain; what lets time decide measures there."""
+        there: dict[str, Any] = {"runtime": runtime, "threads": target.threads, "batch": target.batch}
+        return Recipe(self.name, tuple((n, s | (there if n == "prune_channels" else {})) for n, s in self.steps))
+
+    @property
+    def training(self) -> Steps:
+        """The chain as far as its last training; recipes that begin with the same one share it."""
+        last = max((i for i, (n, _) in enumerate(self.steps) if plan.row(n).learns), default=-1)
+        return self.steps[: last + 1]
+
+    def longer(self, rung: int) -> Recipe:
+        """The same chain, its last training once more, from where it ended."""
+        again = self.training[-1:]
+        return Recipe(f"{self.name.partition(', rung')[0]}, rung {rung}", (*self.training, *again, *self.steps[len(self.training) :]))
 
     def plan(self, source: Model) -> Plan:
         """The recipe as a plan for that model."""
@@ -73,9 +89,28 @@ def _narrow(share: float) -> Steps:
     return (*CLEAN, ("distill", {"student": f"narrow:{share:g}", "epochs": EPOCHS}), *FOLD)
 
 
+SPEEDUPS = (1.25, 1.5, 2.0, 3.0)
+"""Of pruned models, as measured where a model of their kind did best."""
+
+INT8: Steps = (("equalize", {}), ("quantize_static", {}))
+
+PRUNED = tuple(
+    Recipe(f"pruned {s:g}x{name}", (*CLEAN, ("prune_channels", {"speedup": s}), *FOLD, *more))
+    for s in SPEEDUPS
+    for name, more in (("", ()), (", int8", INT8))
+)
+"""Recipes that shrink without training, tried where there is data to repair with; see `search/shrinking.py`."""
+
+
+def _pruned(speedup: float) -> Steps:
+    """Channels and blocks removed, then taught by the original."""
+    return (*CLEAN, ("prune_channels", {"speedup": speedup}), ("distill", {"epochs": EPOCHS}), *FOLD)
+
+
 TRAINED = (
     *(Recipe(f"distilled narrow {share:g}", _narrow(share)) for share in (0.5, 0.25)),
-    *(Recipe(f"distilled narrow {share:g}, int8", (*_narrow(share), ("equalize", {}), ("quantize_static", {}))) for share in (0.5, 0.25)),
+    *(Recipe(f"distilled narrow {share:g}, int8", (*_narrow(share), *INT8)) for share in (0.5, 0.25)),
+    *(Recipe(f"pruned {s:g}x, distilled{name}", (*_pruned(s), *more)) for s in SPEEDUPS[1:] for name, more in (("", ()), (", int8", INT8))),
     Recipe("int8 qat", (*GRAPH, ("qat", {"epochs": EPOCHS // 3}))),
 )
 """Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""

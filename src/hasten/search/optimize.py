@@ -28,6 +28,7 @@ from hasten.search.guard import check_guards
 from hasten.search.result import Result, write_result
 from hasten.search.run import Run
 from hasten.search.screen import screen
+from hasten.search.shrinking import shrink_candidates
 from hasten.search.training import train_candidates, training_details
 from hasten.task import BoundTask, Task
 from hasten.voice import Told, speaking, voice
@@ -148,6 +149,7 @@ def _search(run: Run, folder: Folder, shapes: dict[str, int], baseline: Timing, 
     """The stages in order; every one leaves its records, so a resumed run walks through them quickly."""
     tried = screen(run, baseline)
     judge_accuracy(run, tried, folder, shapes)
+    shrink_candidates(run, tried, baseline)
     train_candidates(run, tried, baseline)
     finals(run, tried)
     chosen, reason = choose(run, tried)

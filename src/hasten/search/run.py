@@ -122,7 +122,9 @@ class Run:
         def compute() -> dict[str, Any]:
             start = time.perf_counter()
             try:
-                task = self.task and dataclasses.replace(self.task, place=self.trainings)
+                task = self.task and dataclasses.replace(
+                    self.task, place=self.trainings, teacher=self.task.teacher or self._teacher(recipe)
+                )
                 made, done = plan.run(recipe.plan(self.model), self.model, task)
                 if recipe.steps and recipe.effect in (Effect.EQUIVALENT, Effect.ROUNDING):
                     check.same(self.model, made, within=check.FLOAT32)
@@ -136,6 +138,10 @@ class Run:
             return {"digest": made.digest, "structure": made.structure, "bytes": size, "seconds": spent, "changed": last}
 
         return self.remember("built", recipe.name, "the recipe's techniques, checked against the oracle where they only round", compute)
+
+    def _teacher(self, recipe: Recipe) -> Model | None:
+        """The original, whose part the student's own maker has where a recipe has one."""
+        return None if any(settings.get("student") for _, settings in recipe.steps) else self.model
 
     def plan_of(self, candidate: Candidate) -> Plan:
         """The plan, with all that its data showed, for a candidate that was built."""

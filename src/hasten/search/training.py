@@ -6,6 +6,7 @@ training, is as fast before the training as behind it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,21 +14,22 @@ from hasten.learn.records import RECORDS, time_to
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.record import Records
 from hasten.search.accuracy import judge_one
-from hasten.search.candidates import GRAPH_ONLY, TRAINED, Candidate, Recipe, candidates
-from hasten.search.goal import allowed_drop, objective
+from hasten.search.candidates import TRAINED, Recipe
+from hasten.search.goal import allowed_drop, drop_of, objective
 from hasten.search.result import Outcome
 from hasten.search.run import Run
-from hasten.search.screen import screen_one
+from hasten.search.shrinking import screen_costly
 from hasten.voice import voice
 
 WORTH_TRAINING = 0.95
 """A candidate is trained where it promises at most this share of the time of the best that needs no training."""
 
-SECONDS, SHARE = 600.0, 0.5
-"""A training takes at most so many seconds; where the search has a time limit, this share of what is left, divided among the trainings."""
+RUNGS = 3
+"""So often those that do not keep the budget yet are trained on, half as many each time, for twice as long."""
 
-PLACES = 3
-"""In so many places (runtime, hint, threads) a recipe that must be trained is tried."""
+SECONDS, SHARE = 150.0, 0.5
+"""A training of the first rung takes at most so many seconds; where the search has a time limit, this share of what is left, divided among the
+rungs and the trainings."""
 
 FEWEST_SECONDS = 5.0
 """With less time than this nothing is trained."""
@@ -41,41 +43,51 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     recipes = tuple(r for r in TRAINED if not budget.recipes or r.name in budget.recipes)
     bar = min((objective(run, o) for o in tried if not o.reason and o.timing), default=math.inf) * WORTH_TRAINING
     promising: dict[Recipe, list[Outcome]] = {}
-    todo = [(recipe, c) for recipe in recipes for c in _where_its_like_did_best(run, recipe, tried, baseline)]
-    for number, (recipe, untrained) in enumerate(todo):
-        voice().step("first timing of what would be trained", number, len(todo))
-        outcome = screen_one(run, untrained)
-        outcome.candidate = Candidate(recipe, untrained.runtime, untrained.target)
-        tried.append(outcome)
-        if outcome.reason:
-            continue
-        if objective(run, outcome) > bar:
-            outcome.reason = f"not trained: × {outcome.screened:.2f} would not be faster than what needs no training"
-            continue
-        voice().candidate(
-            outcome.candidate.name, outcome.timing.seconds if outcome.timing else None, outcome.screened, note="before training"
-        )
-        promising.setdefault(recipe, []).append(outcome)
-    voice().step("first timing of what would be trained", len(todo), len(todo))
+    for recipe in recipes:
+        for outcome in screen_costly(run, recipe, tried, baseline, bar):
+            promising.setdefault(outcome.candidate.recipe, []).append(outcome)
+    for rung in range(RUNGS):
+        _train_all(run, promising, rung)
+        promising = _better_half(run, promising, tried, rung)
+
+
+def _train_all(run: Run, promising: dict[Recipe, list[Outcome]], rung: int) -> None:
+    """Train each, the fastest first; recipes that begin with the same training share it."""
     order = sorted(promising, key=lambda r: min(objective(run, o) for o in promising[r]))
-    for number, recipe in enumerate(order):
-        _train(run, recipe, promising[recipe], trainings=len(order) - number)
+    trainings = list(dict.fromkeys(repr(r.training) for r in order))
+    for recipe in order:
+        place = trainings.index(repr(recipe.training))
+        _train(run, recipe, promising[recipe], len(trainings) - place, rung)
 
 
-def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:
-    """The recipe, untrained, in those runtimes, hints and threads in which a model of its kind (8 bits, or float) was the fastest."""
-    like = "int8 static" if any(name in ("quantize_static", "qat") for name, _ in recipe.steps) else GRAPH_ONLY
-    ranked = sorted((o for o in tried if o.candidate.recipe.name == like and o.timing), key=lambda o: -o.screened)
-    places = [(o.candidate.runtime, o.candidate.target) for o in ranked[:PLACES]]
-    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,))
-    return [c for c in found if not places or (c.runtime, c.target) in places]
+def _better_half(run: Run, trained: dict[Recipe, list[Outcome]], tried: list[Outcome], rung: int) -> dict[Recipe, list[Outcome]]:
+    """Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): of those that do not keep the budget yet and would be faster than what does,
+    the half that came nearest is trained on."""
+    best = min((objective(run, o) for o in tried if not o.reason and o.timing), default=math.inf) * WORTH_TRAINING
+    near = {
+        recipe: min(drop_of(run, o.accuracy) for o in outcomes if o.accuracy)
+        for recipe, outcomes in trained.items()
+        if all(o.reason for o in outcomes) and any(o.accuracy for o in outcomes) and min(objective(run, o) for o in outcomes) <= best
+    }
+    if rung + 1 == RUNGS or not near:
+        return {}
+    chosen = sorted(near, key=lambda r: near[r])[: max(1, len(near) // 2)]
+    found: dict[Recipe, list[Outcome]] = {}
+    for recipe in chosen:
+        on = recipe.longer(rung + 2)
+        for outcome in trained[recipe]:
+            again = dataclasses.replace(outcome, candidate=dataclasses.replace(outcome.candidate, recipe=on), reason="", accuracy=None)
+            tried.append(again)
+            found.setdefault(on, []).append(again)
+    return found
 
 
-def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], trainings: int) -> None:
-    """Train one recipe and judge its candidates. `trainings`: how many are still to come, this one included."""
+def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], trainings: int, rung: int) -> None:
+    """Train one recipe and judge its candidates. `trainings`: how many are still to come in this rung, this one included."""
 
     def compute() -> dict[str, float]:
-        return {"seconds": SECONDS if math.isinf(run.left) else min(SECONDS, SHARE * run.left / trainings)}
+        most = SECONDS * 2**rung
+        return {"seconds": most if math.isinf(run.left) else min(most, SHARE * run.left / trainings / (RUNGS - rung))}
 
     seconds = run.remember("time to train", recipe.name, "a share of the time that was left", compute)["seconds"]
     if seconds < FEWEST_SECONDS:

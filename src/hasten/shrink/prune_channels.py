@@ -16,9 +16,10 @@ Cost: passes over `samples` samples for each group and width; with `speedup` a s
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,10 @@ TRIES, NEAR = 5, 1.04
 PAIRS = 3
 """Fresh processes for each of these timings."""
 
-SCOPES = ("global", "layer")
+GOALS, SCOPES = ("keep_macs", "keep_params", "speedup"), ("global", "layer")
+
+REMEMBERED = 12
+"""Observations, harms and times that are kept for the next speed-up of the same model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ class PruneChannels:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        goals = {"keep_macs": self.keep_macs, "keep_params": self.keep_params, "speedup": self.speedup}
+        goals = {name: getattr(self, name) for name in GOALS}
         given = [name for name, value in goals.items() if value]
         if len(given) > 1:
             came = " and ".join(f"{n.replace('_', '-')} {goals[n]:g}" for n in given)
@@ -147,6 +151,25 @@ def prune_channels(model: Model, settings: PruneChannels, task: BoundTask | None
 def observe(model: Model, settings: PruneChannels, task: BoundTask | None) -> dict[str, Any]:
     """`kept`: by group the channels that stay; `left_out`: blocks; `notes`: what it costs now, and what was measured."""
     data = task is not None and task.calibrate is not None
+    asked = dataclasses.replace(settings, repair=False)
+    seen = _once(("widths", model.digest, asked, task.digest if task is not None and data else ""), lambda: _observed(model, asked, task))
+    return {**seen, "repaired": settings.repair and data}
+
+
+_MEMORY: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
+
+
+def _once(key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+    """What was computed for this key, if it was among the last: a search asks for several speed-ups of one model, repaired and trained."""
+    if key not in _MEMORY:
+        _MEMORY[key] = compute()
+        while len(_MEMORY) > REMEMBERED:
+            _MEMORY.popitem(last=False)
+    return _MEMORY[key]
+
+
+def _observed(model: Model, settings: PruneChannels, task: BoundTask | None) -> dict[str, Any]:
+    data = task is not None and task.calibrate is not None
     coupled = _coupled(model)
     allowed = _allowed(coupled, settings)
     space_ = space(coupled, allowed, settings.multiple, settings.blocks and settings.scope == "global" and not settings.only)
@@ -154,12 +177,20 @@ def observe(model: Model, settings: PruneChannels, task: BoundTask | None) -> di
         why = "; ".join(f"{s.node}: {s.why}" for s in coupled.frozen[:3]) or "it has no layer between two others"
         raise Refused(f"prune-channels: no channels of this model can be removed ({why})")
     criteria = (settings.importance,) if settings.importance != "auto" else AUTO if data else AUTO[:1]
-    seen = see(coupled, task, settings.samples, settings.seed)
     options = {u.name: u.options for u in space_.units}
-    harm, orders = _harm(seen, space_, {name: importance(name, seen) for name in criteria})
+
+    def look() -> tuple[dict[str, dict[int, float]], Orders]:
+        seen = see(coupled, task, settings.samples, settings.seed)
+        return _harm(seen, space_, {name: importance(name, seen) for name in criteria})
+
+    fixed = dataclasses.replace(
+        settings, keep_macs=0.0, keep_params=0.0, speedup=0.0, scope="global", threads=0, batch=1, runtime="onnxruntime"
+    )
+    key = (model.digest, fixed, task.digest if task is not None and data else "")
+    harm, orders = _once(("harm", *key), look)
     notes = [f"importance: {' or '.join(criteria)}"]
     if settings.speedup:
-        choice, more = _for_time(coupled, space_, options, harm, orders, settings, task)
+        choice, more = _for_time(coupled, space_, options, harm, orders, settings, task, key)
         notes += more
     else:
         by_parameters = (space_.parameters, space_.total_parameters)
@@ -179,7 +210,7 @@ def observe(model: Model, settings: PruneChannels, task: BoundTask | None) -> di
     ):
         notes.append(f"{name}: about {price.cost(choice):.3f} of the original's")
     kept, out = _sets(space_, choice, orders)
-    return {"kept": kept, "left_out": out, "repaired": settings.repair and data, "notes": notes}
+    return {"kept": kept, "left_out": out, "notes": notes}
 
 
 def _coupled(model: Model) -> Coupled:
@@ -322,13 +353,14 @@ def _for_time(
     orders: Orders,
     settings: PruneChannels,
     task: BoundTask | None,
+    key: tuple[Any, ...],
 ) -> tuple[Choice, list[str]]:
     """The choice that was measured to be as much faster as asked for, and notes. Raises Refused where none is."""
     target = Target(settings.threads or cores(), _batch(coupled.model, settings))
     feeds = judge.timing_feeds(
         task.calibrate if task else None, target.batch, check.random_feeds(coupled.model, target.batch, seed=settings.seed)
     )
-    measured = _measured(coupled, space_, orders, settings, target, feeds)
+    measured = _once(("times", *key, settings.runtime, target), lambda: _measured(coupled, space_, orders, settings, target, feeds))
     allowed = {u.name: worthwhile(options[u.name], measured[u.name], NOISE) for u in space_.units}
     prices = by_time(space_, measured)
     wish, best = 1 / settings.speedup, None

@@ -1,0 +1,85 @@
+"""Shrinking: candidates with fewer channels and blocks, refitted to calibration data, not trained; ever faster ones, until the budget breaks."""
+
+from __future__ import annotations
+
+from hasten.measure.judge import Timing
+from hasten.search.accuracy import judge_one
+from hasten.search.candidates import GRAPH_ONLY, PRUNED, Candidate, Recipe, candidates
+from hasten.search.goal import objective
+from hasten.search.result import Outcome
+from hasten.search.run import Run
+from hasten.search.screen import screen_one
+from hasten.voice import voice
+
+PLACES = 3
+"""In so many places (runtime, hint, threads) a recipe that takes long to make is tried."""
+
+SHARE = 0.25
+"""Where the search has a time limit, shrinking begins no further speed-up after this share of it."""
+
+
+def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
+    """Add to `tried` the pruned candidates that are worth it, and the reason for the first that was not."""
+    if run.task is None or run.task.calibrate is None:
+        return
+    begun_with = run.left
+    broken: set[str] = set()
+    for recipe in PRUNED:
+        kind = "int8" if recipe.name.endswith("int8") else "float"
+        if (run.budget.recipes and recipe.name not in run.budget.recipes) or kind in broken or "all" in broken:
+            continue
+        if run.left < (1 - SHARE) * begun_with:
+            return
+        outcomes = screen_costly(run, recipe, tried, baseline)
+        if not outcomes:
+            broken.add("all")
+            continue
+        built = run.build(outcomes[0].candidate.recipe)
+        for outcome in outcomes:
+            if "failed" in built:
+                outcome.reason = built["failed"]
+            else:
+                outcome.size = built["bytes"]
+                judge_one(run, outcome)
+        if all(o.reason for o in outcomes):
+            broken.add(kind)
+
+
+def screen_costly(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing, bar: float = float("inf")) -> list[Outcome]:
+    """Time a recipe before what takes long (training, repair), where its like did best; all outcomes go to `tried`, those with a chance come back.
+
+    `bar`: the objective above which it has none.
+    """
+    found = []
+    recipe = _measured_where_floats_did_best(recipe, tried)
+    places = _where_its_like_did_best(run, recipe, tried, baseline)
+    for number, untrained in enumerate(places):
+        voice().step(f"first timing of {recipe.name}", number, len(places))
+        outcome = screen_one(run, untrained)
+        outcome.candidate = Candidate(recipe, untrained.runtime, untrained.target)
+        tried.append(outcome)
+        if outcome.reason:
+            continue
+        if objective(run, outcome) > bar:
+            outcome.reason = f"not trained: × {outcome.screened:.2f} would not be faster than what needs no training"
+            continue
+        seconds = outcome.timing.seconds if outcome.timing else None
+        voice().candidate(outcome.candidate.name, seconds, outcome.screened, note="before training or repair")
+        found.append(outcome)
+    voice().step(f"first timing of {recipe.name}", len(places), len(places))
+    return found
+
+
+def _measured_where_floats_did_best(recipe: Recipe, tried: list[Outcome]) -> Recipe:
+    floats = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
+    best = max(floats, key=lambda o: o.screened, default=tried[0]).candidate
+    return recipe.measured_in(best.runtime, best.target)
+
+
+def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:
+    """The recipe, untrained, in those runtimes, hints and threads in which a model of its kind (8 bits, or float) was the fastest."""
+    like = "int8 static" if any(name in ("quantize_static", "qat") for name, _ in recipe.steps) else GRAPH_ONLY
+    ranked = sorted((o for o in tried if o.candidate.recipe.name == like and o.timing), key=lambda o: -o.screened)
+    places = [(o.candidate.runtime, o.candidate.target) for o in ranked[:PLACES]]
+    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,))
+    return [c for c in found if not places or (c.runtime, c.target) in places]
