@@ -8,7 +8,7 @@ What is compared is channels of one group with each other; how much whole groups
 - activation: mean square of the channel where it is read, times the squared norm of the weights that read it.
 - reconstruction: how much worse the layers that read it become in the best case, their other weights refitted by least squares: with H = E[x xᵀ]
   over a layer's rows and W its weight, leaving out the places I costs Σ_o w_oI ([H⁻¹]_II)⁻¹ w_oIᵀ (the block form of optimal brain surgeon, as in
-  ZipLM, arXiv 2302.04089), relative to E‖y‖². The cheapest sixteenth goes, H is taken of what is left, and so on, because channels that can stand
+  ZipLM, arXiv 2302.04089), relative to E‖y‖². The cheapest eighth goes, H is taken of what is left, and so on, because channels that can stand
   in for each other can't both go.
 - taylor: the square of the first-order change of the outputs when the channel is switched off, (Σ w ∂z/∂w)² over the weights that read it
   (Molchanov et al., arXiv 1906.10771), in the Fisher metric: see learn/taylor.py. Needs torch, no labels.
@@ -28,17 +28,20 @@ from hasten.graph import Array, constant
 from hasten.model import Model
 from hasten.quantize.calibrate import tensors
 from hasten.shrink.groups import Coupled, Group, Member
-from hasten.shrink.layers import Layer, layers
+from hasten.shrink.layers import Layer, layers, positions
 from hasten.task import BoundTask
 
 Scores = dict[str, Array]
 """By group: a number for each channel."""
 
-STEPS = 16
+STEPS = 8
 """Reconstruction removes channels in so many steps."""
 
 WIDEST = 6000
 """Numbers in a row whose second moments are kept as a whole matrix (8 bytes × their square)."""
+
+ENOUGH = 20
+"""Rows for each number in a row, where the samples give so many."""
 
 DAMPING = 1e-3
 """Of the mean diagonal of H, added to it."""
@@ -180,7 +183,7 @@ def _cost_of_leaving_out(layer: Layer, member: Member, h: Array, left: Array) ->
         damp = DAMPING * float(np.trace(h[group])) / len(h[group]) or 1e-12
         kept = h[group][np.ix_(stay, stay)] + damp * np.eye(len(stay))
         inverse = np.linalg.inv(kept)
-        refitted = np.linalg.solve(kept, h[group][stay] @ w[group].T + damp * w[group][:, stay].T).T
+        refitted = (inverse @ (h[group][stay] @ w[group].T + damp * w[group][:, stay].T)).T
         at = np.searchsorted(stay, mine[left])  # (channels left, places)
         blocks = inverse[at[:, :, None], at[:, None, :]]
         vectors = refitted[:, at].transpose(1, 2, 0)  # (channels left, places, outputs)
@@ -224,7 +227,8 @@ def _moments(edited: ir.Model, readers: Mapping[str, Layer], task: BoundTask, sa
     counts: dict[str, int] = {}
     for name, value, _ in tensors(edited, list(by_input), samples, task):
         for layer in by_input[name]:
-            rows = layer.rows(value, np.random.default_rng((seed, counts.get(layer.name, 0)))).astype(np.float64)
+            rng, limit = np.random.default_rng((seed, counts.get(layer.name, 0))), positions(layer, samples, ENOUGH)
+            rows = layer.rows(value, rng, limit).astype(np.float64)
             if rows.shape[2] > WIDEST:
                 found = np.stack([np.diag(np.square(r).sum(0)) for r in rows])
             else:

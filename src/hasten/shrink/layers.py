@@ -130,6 +130,11 @@ def layers(graph: ir.Graph) -> Iterator[Layer]:
         yield Layer(node, weight, x, node.outputs[0], bias, groups, reads, 1 - reads)
 
 
+def positions(layer: Layer, samples: int, enough: int) -> int:
+    """Positions of each sample that give `enough` rows for each number in a row: no fewer than 4, no more than POSITIONS."""
+    return int(np.clip(-(-enough * layer.matrices().shape[2] // max(1, samples)), 4, POSITIONS))
+
+
 def _positions(count: int, rng: np.random.Generator, limit: int) -> Array:
     """Of `count` positions at most `limit`, in order."""
     return np.arange(count) if count <= limit else np.sort(rng.choice(count, limit, replace=False))

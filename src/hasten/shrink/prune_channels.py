@@ -60,7 +60,7 @@ TIMED = 4
 NOISE = 0.02
 """A width must save at least this share of the time of the next larger one."""
 
-TRIES, NEAR = 5, 1.04
+TRIES, NEAR = 6, 1.04
 """With `speedup`: the whole is timed so many times at most, until the measured ratio is at least what was asked for and at most so much above."""
 
 PAIRS = 3
@@ -363,25 +363,27 @@ def _for_time(
     measured = _once(("times", *key, settings.runtime, target), lambda: _measured(coupled, space_, orders, settings, target, feeds))
     allowed = {u.name: worthwhile(options[u.name], measured[u.name], NOISE) for u in space_.units}
     prices = by_time(space_, measured)
-    wish, best = 1 / settings.speedup, None
-    tried: list[tuple[Choice, float]] = []
-    goal = wish
-    for _ in range(TRIES):
+    wish, floor = 1 / settings.speedup, _least(space_, allowed, prices)
+    tried: dict[tuple[int, ...], tuple[Choice, float]] = {}
+    goal, fast, slow = max(wish, floor), floor, 1.0  # a cost that was fast enough (the least there is, at first), and one that was not
+    for _ in range(3 * TRIES):
         choice = _best(space_, allowed, harm, prices, goal, settings.scope)
-        if choice is None or (tried and choice in [c for c, _ in tried]):
+        if choice is None or len(tried) == TRIES:
             break
-        ratio = ratios_beside(
-            coupled.model, [_with_choice(coupled, space_, choice, orders)], settings.runtime, target, feeds, rounds=PAIRS
-        )[0]
-        voice().say(f"prune-channels: widths measured at {1 / ratio:.2f} × the speed ({settings.speedup:g} × wanted)")
-        tried.append((choice, ratio))
-        if ratio <= wish and (best is None or ratio > best[1]):
-            best = (choice, ratio)
-        if wish / NEAR <= ratio <= wish:
+        known = tuple(choice.values())
+        if known not in tried:
+            made = _with_choice(coupled, space_, choice, orders)
+            ratio = ratios_beside(coupled.model, [made], settings.runtime, target, feeds, rounds=PAIRS)[0]
+            voice().say(f"prune-channels: widths measured at {1 / ratio:.2f} × the speed ({settings.speedup:g} × wanted)")
+            tried[known] = (choice, ratio)
+        ratio = tried[known][1]
+        if wish / NEAR <= ratio <= wish or (goal <= floor and ratio > wish):
             break
-        goal = max(goal * wish / ratio * 0.99, _least(space_, allowed, prices))
+        fast, slow = (goal, slow) if ratio <= wish else (fast, goal)
+        goal = min(max(goal * wish / ratio, fast + 0.1 * (slow - fast)), slow - 0.1 * (slow - fast))
+    best = max((t for t in tried.values() if t[1] <= wish), key=lambda t: t[1], default=None)
     if best is None:
-        reached = max((1 / r for _, r in tried), default=1.0)
+        reached = max((1 / r for _, r in tried.values()), default=1.0)
         raise Refused(
             f"prune-channels: × {settings.speedup:g} was asked for, and the narrowest widths that were tried reached × {reached:.2f} in "
             f"{settings.runtime}; ask for less, or for MACs"

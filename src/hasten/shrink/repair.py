@@ -22,7 +22,7 @@ from hasten.graph import Array, add_weight, constant, sole_consumer
 from hasten.model import Skip
 from hasten.quantize.calibrate import tensors
 from hasten.shrink.importance import WIDEST
-from hasten.shrink.layers import POSITIONS, Layer, layers
+from hasten.shrink.layers import Layer, layers, positions
 from hasten.task import BoundTask
 from hasten.voice import voice
 
@@ -55,7 +55,7 @@ def repair(
     """
     before = {t.layer.name: t for t in _targets(original.graph)}
     now = [t for t in _targets(edited.graph) if t.layer.name in before]
-    limits = {t.layer.name: _limit(t.layer, samples) for t in now}
+    limits = {t.layer.name: positions(t.layer, samples, ENOUGH) for t in now}
     wanted = _wanted(original, [before[t.layer.name] for t in now], limits, task, samples, seed)
     skipped = []
     for number, target in enumerate(now):
@@ -207,11 +207,6 @@ def _together(edited: ir.Model, names: list[str], samples: int, task: BoundTask)
         if len(gathered) == len(unique):
             yield [gathered[n] for n in names]
             gathered = {}
-
-
-def _limit(layer: Layer, samples: int) -> int:
-    """Positions of a sample: enough rows for the system, no more than what memory is for."""
-    return int(np.clip(-(-ENOUGH * layer.matrices().shape[2] // max(1, samples)), 4, POSITIONS))
 
 
 def _rng(seed: int, index: int) -> np.random.Generator:
