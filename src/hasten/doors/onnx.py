@@ -16,6 +16,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass, ShapeInferencePass
 
+from hasten import packed
 from hasten.errors import BadInput, Unsupported
 from hasten.model import HISTORY_KEY, IR_VERSION, OPSET, Model, all_nodes, read_history
 
@@ -26,7 +27,7 @@ UNPACKED_LIMIT = 8 << 30
 
 
 def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = None, check: bool = True) -> Model:
-    """Read an ONNX file (`.onnx`, or compressed `.onnx.xz` / `.onnx.gz`). `check`: see `doors.load`.
+    """Read an ONNX file (`.onnx`, compressed `.onnx.xz` / `.onnx.gz`, or packed by hasten, `.packed`). `check`: see `doors.load`.
 
     Raises BadInput for a file that is missing, empty, cut off, not ONNX or has NaN weights; Unsupported, naming node and operator,
     for what hasten can't carry.
@@ -81,10 +82,11 @@ def _unpacked(file: Path) -> bytes:
     """The bytes of the ONNX file; a compressed one is unpacked up to a limit."""
     openers: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
     if file.suffix not in openers:
-        return file.read_bytes()
+        data: bytes = file.read_bytes()
+        return packed.unpack(data, str(file)) if file.suffix == packed.SUFFIX or data.startswith(packed.MAGIC) else data
     try:
         with openers[file.suffix](file, "rb") as f:
-            data: bytes = f.read(UNPACKED_LIMIT + 1)
+            data = f.read(UNPACKED_LIMIT + 1)
     except (OSError, EOFError, lzma.LZMAError) as e:
         raise BadInput(f"{file} can't be unpacked ({e}); it is cut off or not {file.suffix}") from e
     if len(data) > UNPACKED_LIMIT:
