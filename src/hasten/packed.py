@@ -165,7 +165,8 @@ def _element(tensor: onnx.TensorProto) -> int:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's contents by its shape and type. Raises ValueError for a type or a shape that can't be."""
-    if tensor.data_type == onnx.TensorProto.STRING or len(tensor.dims) > 64 or any(d < 0 for d in tensor.dims):
+    opaque = tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
+    if opaque or len(tensor.dims) > 64 or any(d < 0 for d in tensor.dims):
         raise ValueError(f"a tensor of type {tensor.data_type} has shape {list(tensor.dims[:64])}")
     bits = ir.DataType(tensor.data_type).bitwidth
     return -(-math.prod(tensor.dims) * bits // 8)
