@@ -305,6 +305,15 @@ def test_what_can_not_be_timed_is_left_alone_and_said(monkeypatch):
     assert "its input's shape is not known" in next(iter(seen["left"].values()))
 
 
+def test_a_shape_that_only_samples_tell(monkeypatch):
+    duel, timed = planned([2.0])
+    monkeypatch.setattr(judge, "duel_round", duel)
+    text = "m (float[N, seq, 64] x) => (float[N, seq, 64] y) { y = MatMul (x, w) }"
+    model = model_of(text, {"w": RNG.standard_normal((64, 64))})
+    seen = observe(model, Factorize(smallest=0, batch=2), task_of(correlated(20, (5, 64))).bind(model))
+    assert len(seen["layers"]) == 1 and timed == [(2, 5, 64)]
+
+
 def test_a_real_clock_times_both_sides(monkeypatch):
     for name in ("ROUND_SECONDS", "CALLS_SECONDS"):
         monkeypatch.setattr(judge, name, 0.001)

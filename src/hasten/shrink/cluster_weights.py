@@ -8,7 +8,7 @@ Deep Compression, arXiv 1510.00149, section 3). Weights that are exactly 0 stay 
 `optimal` sets them where dynamic programming over some thousand quantiles of the weights finds the least error, and iterates from there.
 In one dimension clusters are intervals, so both are sums over sorted weights; nothing is random.
 
-The file stays an ordinary ONNX file of the same size; `hasten convert --to packed` stores code books and codes. Whatever rescales channels
+The file stays an ordinary ONNX file of the same size; `convert`, told `--to packed`, stores code books and codes. Whatever rescales channels
 afterwards (folding, equalize) gives each channel a code book of its own, so this comes behind them.
 
 When: last of all that changes weights, behind pruning and its recovery training, for the size of what is stored or sent.

@@ -137,7 +137,7 @@ def observe(model: Model, settings: Factorize, task: BoundTask | None) -> dict[s
         voice().step("low rank", number, len(layers))
         choices, why = _choices(layer, settings, moment)
         ratios: list[tuple[str, float]] = []
-        shape = shapes.get(layer.input.name or "")
+        shape = shapes.get(layer.input.name or "") or _seen_shape(layer, moment, settings)
         for factors in choices:
             ratio: float | None = None
             if settings.time:
@@ -280,15 +280,26 @@ def _shapes(edited: ir.Model, batch: int) -> dict[str, tuple[int, ...]]:
     return {v.name or "": tuple(map(int, v.shape)) for v in values if v.shape is not None and v.shape.is_static()}  # type: ignore[arg-type]
 
 
+def _seen_shape(layer: Layer, moment: Moment | None, settings: Factorize) -> tuple[int, ...] | None:
+    """The shape of a layer's input where the graph does not tell: that of the samples, or a matrix' of `batch` rows."""
+    if moment is not None:
+        return (settings.batch, *moment.shape[1:])
+    return (settings.batch, layer.channels) if layer.node.op_type == "Gemm" else None
+
+
 # --- the arithmetic
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
-    """Of a layer's patches: the mean (D,) and the covariance (D, D), or 0 and the second moment where no bias can take the mean."""
+    """Of a layer's patches: the mean (D,) and the covariance (D, D), or 0 and the second moment where no bias can take the mean.
+
+    `shape`: of the layer's input for the samples that were looked at last.
+    """
 
     mean: Array
     second: Array
+    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -443,6 +454,7 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
     sums = {layer.name: np.zeros((layer.weight.shape[1],) * 2) for layer in within}
     means = {layer.name: np.zeros(layer.weight.shape[1]) for layer in within}
     counts = dict.fromkeys(sums, 0)
+    shapes: dict[str, tuple[int, ...]] = {}
     samples = min(settings.samples, len(task.calibrate))
     for name, value, so_far in tensors(edited, list(readers), settings.samples, task) if readers else ():
         for layer in readers[name]:
@@ -452,6 +464,7 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
             sums[layer.name] += patches.T @ patches
             means[layer.name] += patches.sum(axis=0, dtype=np.float64)
             counts[layer.name] += len(patches)
+            shapes[layer.name] = value.shape
     found = {}
     for layer in within:
         count, mean = counts[layer.name], means[layer.name]
@@ -463,7 +476,7 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
         else:
             mean = np.zeros_like(mean)
         second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-12)
-        found[layer.name] = Moment(mean, second)
+        found[layer.name] = Moment(mean, second, shapes[layer.name])
     return found
 
 
