@@ -26,7 +26,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,6 @@ ALWAYS, RATIO = 64 << 20, 1000
 
 DICTIONARY = 64 << 20
 """Of LZMA, at most: what a decoder allocates."""
-
-LONG_SEARCH = 1 << 18
-"""Blocks of up to so many bytes are searched for repetitions as long as it takes: graphs. In the weights that are longer there are none to find."""
 
 LZMA = ((3, 0), (0, 0), (0, 2))
 """(lc, lp) of the LZMA codecs: high bits of the byte before, low bits of the place, that choose the statistics of a byte."""
@@ -186,15 +183,19 @@ def _pack(proto: onnx.ModelProto) -> bytes:
     table = bytearray()
     streams: dict[int, list[bytes]] = {}
     for tensor in _tensors(skeleton):
-        if len(tensor.raw_data) != _bytes(tensor):
-            raise Unsupported(f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes, its shape and type make {_bytes(tensor)}")
+        try:
+            expected = _bytes(tensor)
+        except ValueError as e:
+            raise Unsupported(f"tensor {tensor.name!r} can't be packed: {e}") from e
+        if len(tensor.raw_data) != expected:
+            raise Unsupported(f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes, its shape and type make {expected}")
         layout, pieces = choose(tensor.raw_data, _element(tensor), _first(tensor))
         table += _written(layout)
         for kind, piece in pieces:
             if piece:
                 streams.setdefault(kind, []).append(piece)
         tensor.raw_data = b""
-    parts = [_number(raw), _block(skeleton.SerializeToString(deterministic=True)), _block(bytes(table))]
+    parts = [_number(raw), _block(skeleton.SerializeToString(deterministic=True), GRAPHS), _block(bytes(table))]
     for kind in sorted(streams):
         joint, blocks = _stream(streams[kind])
         parts += [bytes([kind, joint]), *blocks]
@@ -241,41 +242,60 @@ def _number(value: int) -> bytes:
 # --- codecs
 
 
-def _deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
-    coder = zlib.compressobj(9 if len(data) <= LONG_SEARCH else 6, zlib.DEFLATED, -15, 9, strategy)
+def _deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY, level: int = 6) -> bytes:
+    coder = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
     return coder.compress(data) + coder.flush()
 
 
-def _filters(size: int, lc: int, lp: int) -> list[dict[str, Any]]:
-    """Of a block of so many bytes. `nice_len`, `depth` and `mf` are the encoder's alone."""
+QUICK = {"nice_len": 32, "depth": 8, "mf": lzma.MF_HC4}
+THOROUGH = {"nice_len": 273, "depth": 0, "mf": lzma.MF_BT4}
+"""How long LZMA's encoder looks for repetitions; no part of the format. In weights a longer search finds no more, in graphs it does."""
+
+
+def _filters(size: int, lc: int, lp: int, search: dict[str, int] = QUICK) -> list[dict[str, Any]]:
+    """LZMA's filter for a block of so many bytes."""
     room = min(DICTIONARY, max(4096, 1 << max(0, size - 1).bit_length()))
-    search = {"nice_len": 273, "depth": 0, "mf": lzma.MF_BT4} if size <= LONG_SEARCH else {"nice_len": 32, "depth": 8, "mf": lzma.MF_HC4}
     return [{"id": lzma.FILTER_LZMA1, "dict_size": room, "lc": lc, "lp": lp, "pb": lp, "mode": lzma.MODE_NORMAL, **search}]
 
 
-def _lzma(data: bytes, lc: int, lp: int) -> bytes:
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data), lc, lp))
+def _lzma(data: bytes, lc: int, lp: int, search: dict[str, int] = QUICK) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data), lc, lp, search))
 
 
 STORED, DEFLATE, BZIP2, FIRST_LZMA = 0, 1, 2, 3
+Encoder = tuple[int, Callable[[bytes], bytes]]
 
-ENCODERS: tuple[tuple[int, Callable[[bytes], bytes]], ...] = (
+ENCODERS: tuple[Encoder, ...] = (
     (STORED, bytes),
     (DEFLATE, _deflate),
     (DEFLATE, functools.partial(_deflate, strategy=zlib.Z_HUFFMAN_ONLY)),
     (BZIP2, functools.partial(bz2.compress, compresslevel=9)),
     *((FIRST_LZMA + number, functools.partial(_lzma, lc=lc, lp=lp)) for number, (lc, lp) in enumerate(LZMA)),
 )
-"""What a block is tried with."""
+"""What a block of weights is tried with."""
+
+GRAPHS: tuple[Encoder, ...] = (
+    (STORED, bytes),
+    (DEFLATE, functools.partial(_deflate, level=9)),
+    *((FIRST_LZMA + number, functools.partial(_lzma, lc=lc, lp=lp, search=THOROUGH)) for number, (lc, lp) in enumerate(LZMA)),
+)
+"""What the skeleton is tried with."""
 
 HOPELESS = 0.998
 """From this estimated share of its size on, a block of a page or more is stored as it is: mantissas of floats."""
 
+LARGE, HUGE = 1 << 15, 1 << 20
+"""A block of weights of more bytes than LARGE is tried with the two encoders that do best on samples of it, above HUGE with the best one."""
 
-def _block(data: bytes) -> bytes:
+
+def _block(data: bytes, encoders: Sequence[Encoder] = ENCODERS) -> bytes:
     """The shortest of what the encoders make."""
     hopeless = len(data) >= 4096 and estimate(data) >= HOPELESS * len(data)
-    tried = ENCODERS[:1] if hopeless or len(data) < 8 else ENCODERS
+    tried = encoders[:1] if hopeless or len(data) < 8 else encoders
+    if len(data) > LARGE and not hopeless and encoders is ENCODERS:
+        keep, size = (1, 1 << 15) if len(data) > HUGE else (2, 1 << 12)
+        sample = b"".join(data[at : at + size] for at in range(0, len(data) - size, len(data) // 4))
+        tried = tuple(sorted(encoders, key=lambda way: len(way[1](sample)))[:keep])
     codec, packed = min(((codec, encode(data)) for codec, encode in tried), key=lambda way: len(way[1]))
     return bytes([codec]) + _number(len(data)) + _number(len(packed)) + packed
 

@@ -125,9 +125,27 @@ def test_what_is_left_alone_says_why():
     made = cluster_weights(model, ClusterWeights(bits=1, exclude=("out",)), None)
     whys = {s.node: s.why for s in made.history[-1].skipped}
     assert "no more than 2 distinct values as they are" in whys["few"]
-    assert "not the weights of a layer alone: Add reads it" in whys["sum"]
+    assert "not the weights of a layer alone: Add reads it as something else" in whys["sum"]
     assert whys["out"] == "excluded by the settings"
     assert made.history[-1].changed == 2
+
+
+def test_biases_of_two_axes_are_left_alone():
+    shapes = {"w": (1, 32, 5), "r": (1, 32, 8), "b": (1, 64), "v": (8, 20), "c": (1, 20)}
+    model = model_of(
+        """m (float[T, N, 5] x) => (float[N, 20] y) {
+            a, h = LSTM <hidden_size = 8> (x, w, r, b)
+            f = Flatten <axis = 2> (h)
+            y = Gemm (f, v, c)
+        }""",
+        {name: RNG.standard_normal(shape) for name, shape in shapes.items()},
+    )
+    made = cluster_weights(model, ClusterWeights(), None)
+    assert {n for n in weights(made) if n.endswith("_clustered")} == {"w_clustered", "r_clustered", "v_clustered"}
+    assert [s.why for s in made.history[-1].skipped] == [
+        "'b' is not the weights of a layer alone: LSTM reads it as something else",
+        "'c' is not the weights of a layer alone: Gemm reads it as something else",
+    ]
 
 
 def test_what_data_shows_makes_the_outputs_error_smaller():

@@ -189,6 +189,14 @@ def test_patches_are_what_the_convolution_reads():
     assert len(module._patches(layer, x, 7, RNG)) == 7
 
 
+def test_a_layer_of_too_large_patches_is_factorized_without_data_and_it_is_said(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 40)
+    model, x = dense(RNG.standard_normal((48, 32))), correlated(50, (48,))
+    made = factorize(model, SIZE, task_of(x).bind(model))
+    assert "48 numbers, more than 40: factorized without data" in made.history[-1].skipped[0].why
+    check.same(made, factorize(model, SIZE, None), within=check.BITS)
+
+
 # --- what is refused
 
 

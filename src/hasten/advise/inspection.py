@@ -15,7 +15,7 @@ from hasten import check, packed
 from hasten.advise.roofline import MERGED, Roofline, roofline
 from hasten.advise.rules import Line, advise
 from hasten.advise.traits import Traits, traits
-from hasten.errors import BadInput
+from hasten.errors import BadInput, Unsupported
 from hasten.facts import Facts, facts
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
@@ -73,7 +73,10 @@ PACKED_WEIGHTS, PACKED_NODES = 2 << 20, 2000
 def _stored(model: Model) -> tuple[Sizes | None, tuple[str, ...]]:
     """The model's size as a file, packed, and through the compressors; none for a large one, and the sentence that says so."""
     if model.weight_bytes <= PACKED_WEIGHTS and len(model.ir.graph) <= PACKED_NODES:
-        return packed.sizes(model), ()
+        try:
+            return packed.sizes(model), ()
+        except Unsupported as e:
+            return None, (f"no packed size: {e}",)
     return None, (
         f"no packed size: above {PACKED_WEIGHTS >> 20} MiB of weights or {PACKED_NODES} nodes only hasten convert --to packed tells it",
     )

@@ -31,8 +31,10 @@ from hasten.quantize.calibrate import tensors
 from hasten.task import BoundTask
 
 STARTS = ("optimal", "linear")
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU", "RNN")
-"""Operators whose weights are clustered. Weights of one axis (biases, scales) never are."""
+WEIGHTS = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)
+}  # fmt: skip
+"""Operators whose weights are clustered, and which of their inputs these are: biases are not."""
 
 QUANTILES = 1024
 """Pieces of the sorted weights between which dynamic programming sets the borders, at most."""
@@ -72,8 +74,8 @@ def cluster_weights(model: Model, settings: ClusterWeights, task: BoundTask | No
     skipped: list[Skip] = []
     changed = 0
     for value in list(edited.graph.initializers.values()):
-        readers = [node for node, _ in value.uses()]
-        array, why = _array(value, readers, settings)
+        readers = [use.node for use in value.uses()]
+        array, why = _array(value, settings)
         if array is None:
             skipped += [Skip(readers[0].name or "", why)] if why else []
             continue
@@ -127,13 +129,14 @@ def cluster(array: Array, count: int, importance: Array | None = None, start: st
     return out.reshape(array.shape)
 
 
-def _array(value: ir.Value, readers: list[ir.Node], settings: ClusterWeights) -> tuple[Array | None, str]:
+def _array(value: ir.Value, settings: ClusterWeights) -> tuple[Array | None, str]:
     """The weights to cluster; or none, and why, where that is worth a word."""
-    tensor = value.const_value
+    tensor, readers = value.const_value, [use.node for use in value.uses()]
     if tensor is None or not readers or len(tensor.shape) < 2 or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return None, ""
-    if any(node.op_type not in LAYERS or node.domain != "" for node in readers):
-        return None, f"{value.name!r} is not the weights of a layer alone: {readers[0].op_type} reads it"
+    others = [use.node for use in value.uses() if use.node.domain != "" or use.idx not in WEIGHTS.get(use.node.op_type, ())]
+    if others:
+        return None, f"{value.name!r} is not the weights of a layer alone: {others[0].op_type} reads it as something else"
     if any(node.name in settings.exclude for node in readers):
         return None, "excluded by the settings"
     if value.is_graph_output() or any(node.graph is not value.graph for node in readers):

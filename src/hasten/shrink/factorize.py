@@ -117,6 +117,10 @@ def factorize(model: Model, settings: Factorize, task: BoundTask | None) -> Mode
     chosen = [by_name[name] for name in seen["layers"]]
     for layer, moment in _with_moments(edited, chosen, settings, task if wanted is not None else None):
         how = seen["layers"][layer.name]
+        if wanted is not None and moment is None:
+            skipped.append(
+                Skip(layer.name, f"its patches have {layer.weight.shape[1]} numbers, more than {LARGEST}: factorized without data")
+            )
         _replace(edited.graph, layer, _factors(layer, how["form"], how["rank"], moment))
     skipped += [Skip(name, why) for name, why in seen["left"].items()]
     return finish(model, edited, settings, "factorize", len(chosen), skipped)
