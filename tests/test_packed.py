@@ -206,11 +206,11 @@ def test_a_kind_is_one_stream_where_that_is_smaller():
     alike = [rng.choice(np.array([1, 2, 3], np.uint8), 500).tobytes() for _ in range(4)]
     unlike = [rng.choice(rng.permutation(256).astype(np.uint8)[:8], 4000, p=[0.93, *[0.01] * 7]).tobytes() for _ in range(40)]
     for pieces in (alike, unlike):
-        joint, blocks = packed._stream(pieces)
+        joint, blocks = packed._stream(pieces, packed.SYMBOLS)
         assert len(blocks) == (1 if joint else len(pieces))
         ways = len(packed._block(b"".join(pieces))), sum(len(packed._block(piece)) for piece in pieces)
         assert sum(map(len, blocks)) <= 1.03 * min(ways)
-    assert packed._stream(alike)[0] == 1
+    assert packed._stream(alike, packed.SYMBOLS)[0] == 1
 
 
 # --- files that are no good

@@ -36,7 +36,7 @@ from google.protobuf.message import DecodeError
 
 from hasten.errors import BadInput, Unsupported
 from hasten.model import Model
-from hasten.packing import CODES, GAPS, Layout, choose, estimate, pieces_of, restore, tight
+from hasten.packing import CODES, GAPS, K_PLANE, K_RAW, Layout, choose, estimate, pieces_of, restore, tight
 
 SUFFIX = ".packed"
 MAGIC, VERSION = b"\x89hasten\n", 1
@@ -195,9 +195,9 @@ def _pack(proto: onnx.ModelProto) -> bytes:
             if piece:
                 streams.setdefault(kind, []).append(piece)
         tensor.raw_data = b""
-    parts = [_number(raw), _block(skeleton.SerializeToString(deterministic=True), GRAPHS), _block(bytes(table))]
+    parts = [_number(raw), _block(skeleton.SerializeToString(deterministic=True), REPEATED), _block(bytes(table))]
     for kind in sorted(streams):
-        joint, blocks = _stream(streams[kind])
+        joint, blocks = _stream(streams[kind], REPEATED if K_RAW < kind < K_PLANE else SYMBOLS)
         parts += [bytes([kind, joint]), *blocks]
     body = b"".join(parts)
     if raw > _limit(HEAD + len(body)):
@@ -208,15 +208,15 @@ def _pack(proto: onnx.ModelProto) -> bytes:
     return MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
 
 
-def _stream(pieces: list[bytes]) -> tuple[int, list[bytes]]:
+def _stream(pieces: list[bytes], encoders: Sequence[Encoder]) -> tuple[int, list[bytes]]:
     """The pieces of one kind as one block or as a block each, whichever is smaller."""
     whole = b"".join(pieces)
     if len(pieces) == 1:
-        return 1, [_block(whole)]
+        return 1, [_block(whole, encoders)]
     joint, apart = estimate(whole), sum(estimate(piece) + 5 for piece in pieces)
     if len(whole) > TRIED and not CLOSE * joint <= apart <= joint / CLOSE:
-        return int(joint <= apart), [_block(whole)] if joint <= apart else [_block(piece) for piece in pieces]
-    together, single = _block(whole), [_block(piece) for piece in pieces]
+        return (1, [_block(whole, encoders)]) if joint <= apart else (0, [_block(piece, encoders) for piece in pieces])
+    together, single = _block(whole, encoders), [_block(piece, encoders) for piece in pieces]
     return (1, [together]) if len(together) <= sum(map(len, single)) else (0, single)
 
 
@@ -242,14 +242,14 @@ def _number(value: int) -> bytes:
 # --- codecs
 
 
-def _deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY, level: int = 6) -> bytes:
-    coder = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+def _deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    coder = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
     return coder.compress(data) + coder.flush()
 
 
 QUICK = {"nice_len": 32, "depth": 8, "mf": lzma.MF_HC4}
-THOROUGH = {"nice_len": 273, "depth": 0, "mf": lzma.MF_BT4}
-"""How long LZMA's encoder looks for repetitions; no part of the format. In weights a longer search finds no more, in graphs it does."""
+THOROUGH = {"nice_len": 273, "depth": 64, "mf": lzma.MF_BT4}
+"""How long LZMA's encoder looks for repetitions; no part of the format."""
 
 
 def _filters(size: int, lc: int, lp: int, search: dict[str, int] = QUICK) -> list[dict[str, Any]]:
@@ -258,28 +258,26 @@ def _filters(size: int, lc: int, lp: int, search: dict[str, int] = QUICK) -> lis
     return [{"id": lzma.FILTER_LZMA1, "dict_size": room, "lc": lc, "lp": lp, "pb": lp, "mode": lzma.MODE_NORMAL, **search}]
 
 
-def _lzma(data: bytes, lc: int, lp: int, search: dict[str, int] = QUICK) -> bytes:
+def _lzma(data: bytes, lc: int, lp: int, search: dict[str, int]) -> bytes:
     return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data), lc, lp, search))
 
 
 STORED, DEFLATE, BZIP2, FIRST_LZMA = 0, 1, 2, 3
 Encoder = tuple[int, Callable[[bytes], bytes]]
 
-ENCODERS: tuple[Encoder, ...] = (
-    (STORED, bytes),
-    (DEFLATE, _deflate),
-    (DEFLATE, functools.partial(_deflate, strategy=zlib.Z_HUFFMAN_ONLY)),
-    (BZIP2, functools.partial(bz2.compress, compresslevel=9)),
-    *((FIRST_LZMA + number, functools.partial(_lzma, lc=lc, lp=lp)) for number, (lc, lp) in enumerate(LZMA)),
-)
-"""What a block of weights is tried with."""
 
-GRAPHS: tuple[Encoder, ...] = (
-    (STORED, bytes),
-    (DEFLATE, functools.partial(_deflate, level=9)),
-    *((FIRST_LZMA + number, functools.partial(_lzma, lc=lc, lp=lp, search=THOROUGH)) for number, (lc, lp) in enumerate(LZMA)),
-)
-"""What the skeleton is tried with."""
+def _encoders(search: dict[str, int]) -> tuple[Encoder, ...]:
+    return (
+        (STORED, bytes),
+        (DEFLATE, _deflate),
+        (DEFLATE, functools.partial(_deflate, strategy=zlib.Z_HUFFMAN_ONLY)),
+        (BZIP2, functools.partial(bz2.compress, compresslevel=9)),
+        *((FIRST_LZMA + number, functools.partial(_lzma, lc=lc, lp=lp, search=search)) for number, (lc, lp) in enumerate(LZMA)),
+    )
+
+
+SYMBOLS, REPEATED = _encoders(QUICK), _encoders(THOROUGH)
+"""What a block is tried with: codes, places and planes, which are nearly independent symbols; graphs and RAW elements, in which much comes again."""
 
 HOPELESS = 0.998
 """From this estimated share of its size on, a block of a page or more is stored as it is: mantissas of floats."""
@@ -288,11 +286,11 @@ LARGE, HUGE = 1 << 15, 1 << 20
 """A block of weights of more bytes than LARGE is tried with the two encoders that do best on samples of it, above HUGE with the best one."""
 
 
-def _block(data: bytes, encoders: Sequence[Encoder] = ENCODERS) -> bytes:
+def _block(data: bytes, encoders: Sequence[Encoder] = SYMBOLS) -> bytes:
     """The shortest of what the encoders make."""
     hopeless = len(data) >= 4096 and estimate(data) >= HOPELESS * len(data)
     tried = encoders[:1] if hopeless or len(data) < 8 else encoders
-    if len(data) > LARGE and not hopeless and encoders is ENCODERS:
+    if len(data) > LARGE and not hopeless:
         keep, size = (1, 1 << 15) if len(data) > HUGE else (2, 1 << 12)
         sample = b"".join(data[at : at + size] for at in range(0, len(data) - size, len(data) // 4))
         tried = tuple(sorted(encoders, key=lambda way: len(way[1](sample)))[:keep])
