@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hasten import check, cli, doors, plan
+from hasten import check, cli, doors, packed, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
 from hasten.measure import judge, machine
@@ -146,6 +146,13 @@ BAD_MODELS = {
     "only a header": ("bad.onnx", model_bytes()[:2], 2, ("not an ONNX model: it has no graph", "expected a file that an exporter wrote")),
     "text": ("bad.onnx", b"a letter to my aunt\n", 2, ("bad.onnx can't be read as ONNX", "another format")),
     "a zip": ("bad.onnx", b"PK\3\4" + bytes(100), 2, ("bad.onnx can't be read as ONNX", "another format")),
+    "packed, cut off": ("bad.packed", packed.pack(MLP)[:-9], 2, ("bad.packed does not agree with its checksum", "copy it again")),
+    "packed, another format": (
+        "bad.packed",
+        model_bytes(),
+        2,
+        ("bad.packed is not a packed model", "expected a file that `hasten convert"),
+    ),
     "not packed": ("bad.onnx.xz", model_bytes(), 2, ("bad.onnx.xz can't be unpacked", "not .xz")),
     "a checkpoint": ("bad.pt", b"weights", 2, ("a checkpoint has weights and no graph", "give `file.py:function`")),
     "a function that raises": ("bad.py:make", b"raise OSError('two\\nlines')", 2, ("bad.py:make: the file raised OSError: two lines",)),
@@ -609,6 +616,45 @@ def test_json_of_inspect_and_evaluate(place, speeds):
     found = parsed(hasten("evaluate", "model.onnx", "--data", "data.npz", "--json").out)
     assert (found["metric"], found["value"], found["samples"]) == ("accuracy", 1.0, 144)
     assert 0.9 < found["interval"]["low"] < 1
+
+
+def test_a_model_is_packed_looked_at_and_unpacked(place, speeds):
+    """Also a folder's, and any verb takes what came out."""
+    shown = hasten("convert", "model.onnx", "small.packed", "--to", "packed", "-q")
+    assert (shown.code, shown.err) == (0, "")
+    assert re.match(r"size: \S+ KB raw, \S+ KB packed, \S+ KB entropy-coded\nsmall.packed: 3 nodes", shown.out)
+    looked = hasten("inspect", "small.packed", "--no-timing", "-q").out
+    assert shown.out.splitlines()[0] in looked.splitlines()
+    assert hasten("convert", "small.packed", "back.onnx").code == 0
+    assert (place / "back.onnx").read_bytes() == (place / "model.onnx").read_bytes()
+    assert hasten("cleanup", "small.packed", "clean.onnx").code == 0
+    assert hasten("evaluate", "small.packed", "--data", "data.npz").code == 0
+    sizes = parsed(hasten("inspect", "small.packed", "--no-timing", "--json").out)["sizes"]
+    assert sizes["raw"] == (place / "model.onnx").stat().st_size and sizes["entropy_coded"] == (place / "small.packed").stat().st_size
+    speeds["model"] = itertools.repeat(1e-3)
+    assert optimize().code in (0, 3)
+    assert hasten("convert", "out", "--to", "packed").code == 0
+    assert hasten("convert", "out/model.packed", "again.onnx").code == 0
+    assert (place / "again.onnx").read_bytes() == (place / "out" / "model.onnx").read_bytes()
+    assert hasten("convert", "out", "copy.onnx").code == 0
+    assert hasten("verify", "out").code in (0, 7)
+    (place / "out" / "model.onnx").write_bytes(b"changed")
+    assert hasten("convert", "out", "other.packed").code == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("model.onnx", "out.lite", "--to", "tflite"), ("--to 'tflite' is not understood", "expected one of onnx, packed")),
+        (("model.onnx",), ("none was named", "`hasten convert MODEL OUT`")),
+        (("model.onnx", "--to", "packed"), ("none was named",)),
+        (("model.onnx", "out.packed", "--to", "onnx"), ("would be read as packed", "call it otherwise")),
+        (("model.onnx", "nowhere/out.packed"), ("can't be written", "give a place that can")),
+        (("temporary", "out.packed"), ("temporary is a folder",)),
+    ],
+)
+def test_what_convert_can_not_do(place, arguments, says):
+    refuses(place, "convert", *arguments, says=says)
 
 
 def test_doctor_gives_json_and_ends_with_6_where_its_test_fails(place, speeds, monkeypatch):

@@ -27,7 +27,7 @@ import typer
 from PIL import Image
 
 import hasten
-from hasten import cli, plan, runtimes
+from hasten import cli, packed, plan, runtimes
 from hasten.doors.onnx import from_proto
 from hasten.measure import judge
 from hasten.measure.judge import Timing
@@ -218,6 +218,8 @@ def cupboard(tmp_path_factory):
         folded.apply(from_proto(onnx.load_from_string(cnn)), folded.settings(), None).save(place / f"{name}.onnx")
     for name in ("digits", "judge"):
         np.savez(place / f"{name}.npz", **digits)
+    packed.save(from_proto(onnx.load_from_string(cnn)), place / "small.packed")
+    (place / "clustered.onnx").write_bytes(cnn)
     np.save(place / "samples.npy", digits["x_test"])
     (place / "mnist").mkdir()
     for split, name in (("train", "train"), ("test", "t10k")):

@@ -13,8 +13,9 @@ from typing import Any
 
 from hasten.errors import BadInput, ClaimFailed, HastenError, OutOfResources
 
-MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
+MODEL, PACKED, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "model.onnx",
+    "model.packed",
     "original.onnx",
     "plan.json",
     "records.jsonl",
@@ -23,7 +24,7 @@ MODEL, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "report.html",
     ".work",
 )
-OURS = (MODEL, f"{MODEL}.data", ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
+OURS = (MODEL, f"{MODEL}.data", PACKED, ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
 FINISHED, UNFINISHED = "finished", "unfinished"
 FIELDS = {"state", "chosen", "runtime", "target", "inputs", "outputs", "judged", "machine", "digests"}
 """What every manifest holds, finished or not."""

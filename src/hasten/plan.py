@@ -104,6 +104,15 @@ TECHNIQUES = (
         observes=True,
         optional_data=True,
     ),
+    Row(
+        "factorize",
+        "shrink",
+        Phase.SHRINK,
+        Effect.LOSSY,
+        "Two thin layers in place of a wide one, where that is faster.",
+        observes=True,
+        optional_data=True,
+    ),
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
     Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True, teaches=True),
     Row(
@@ -129,6 +138,15 @@ TECHNIQUES = (
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),
     Row("equalize", "quantize", Phase.QUANTIZE, Effect.LOSSY, "Even out channel ranges before depthwise convolutions.", observes=True),
+    Row(
+        "cluster_weights",
+        "shrink",
+        Phase.QUANTIZE,
+        Effect.LOSSY,
+        "At most 2ᵇ distinct weights a layer, to be stored as codes.",
+        observes=True,
+        optional_data=True,
+    ),
     Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
     Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
 )

@@ -57,6 +57,17 @@ def test_what_can_not_be_measured_is_said(monkeypatch, broken):
     assert (found.advice == ()) == (broken == "peaks")
 
 
+def test_the_three_sizes_and_what_is_too_large_for_a_look(monkeypatch):
+    model = mlp_model()
+    found = inspect(model, timing=False)
+    assert found.sizes.raw == len(model.to_bytes()) > found.sizes.entropy_coded
+    assert json.loads(json.dumps(found.to_json()))["sizes"]["packed"] == found.sizes.packed
+    monkeypatch.setattr(module, "PACKED_NODES", 2)
+    monkeypatch.setattr(module.packed, "sizes", lambda model: pytest.fail("it was packed"))
+    found = inspect(model, timing=False)
+    assert found.sizes is None and "only hasten convert --to packed tells it" in found.missing[-1]
+
+
 def test_names_in_the_profile():
     model = model_of(
         """m (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {

@@ -11,11 +11,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from hasten import check
+from hasten import check, packed
 from hasten.advise.roofline import MERGED, Roofline, roofline
 from hasten.advise.rules import Line, advise
 from hasten.advise.traits import Traits, traits
-from hasten.errors import BadInput
+from hasten.errors import BadInput, Unsupported
 from hasten.facts import Facts, facts
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
@@ -24,6 +24,7 @@ from hasten.measure.machine import cores
 from hasten.measure.peaks import Peaks, peaks
 from hasten.measure.process import Subject
 from hasten.model import Model
+from hasten.packed import Sizes
 from hasten.runtimes import Target
 
 CALLS = 50
@@ -32,7 +33,7 @@ CALLS = 50
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """All that `hasten inspect` knows. Without timing only `facts` is there; `missing` says in sentences what is not, and why."""
+    """All that `hasten inspect` knows. Without timing only `facts` and `sizes` are there; `missing` says in sentences what is not, and why."""
 
     facts: Facts
     timing: Timing | None = None
@@ -42,6 +43,7 @@ class Inspection:
     traits: Traits | None = None
     advice: tuple[Line, ...] = ()
     missing: tuple[str, ...] = ()
+    sizes: Sizes | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.facts.to_json() | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "facts"}
@@ -59,6 +61,29 @@ def inspect(
 
     Raises BadInput for a size of an axis that the model does not have.
     """
+    found = _looked(model, sizes, batch, threads, timing, name)
+    stored, why = _stored(model)
+    return dataclasses.replace(found, sizes=stored, missing=(*found.missing, *why))
+
+
+PACKED_WEIGHTS, PACKED_NODES = 2 << 20, 2000
+"""Bytes of weights, and nodes, up to which `inspect` packs a model to say how small it gets: a second or two."""
+
+
+def _stored(model: Model) -> tuple[Sizes | None, tuple[str, ...]]:
+    """The model's size as a file, packed, and through the compressors; none for a large one, and the sentence that says so."""
+    if model.weight_bytes <= PACKED_WEIGHTS and len(model.ir.graph) <= PACKED_NODES:
+        try:
+            return packed.sizes(model), ()
+        except Unsupported as e:
+            return None, (f"no packed size: {e}",)
+    return None, (
+        f"no packed size: above {PACKED_WEIGHTS >> 20} MiB of weights or {PACKED_NODES} nodes only hasten convert --to packed tells it",
+    )
+
+
+def _looked(model: Model, sizes: Mapping[str, int] | None, batch: int, threads: int | None, timing: bool, name: str) -> Inspection:
+    """All but the sizes."""
     if not timing:
         found = facts(model, sizes, batch)
         return Inspection(found, missing=("--no-timing: no latency, no time per layer, no roofline and no advice; nothing was run",))

@@ -197,8 +197,8 @@ def run_plan(
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run, or trains: a training is done again, which
-    gives the same weights up to rounding, and other ones where its time was limited and the machine is not as fast.
+    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run, factorizes with data, or trains: a training
+    is done again, which gives the same weights up to rounding, and other ones where its time was limited and the machine is not as fast.
 
     [bold]hasten run lenet.hasten/plan.json lenet.onnx -o again[/]
 
@@ -228,26 +228,60 @@ def run_plan(
     print_line(f"{place / MODEL}: {len(done.steps)} techniques, {(place / MODEL).stat().st_size} bytes, digest {made.digest[:16]}")
 
 
+FORMS = ("onnx", "packed")
+"""What `convert` writes."""
+
+
 def convert(
     model: ModelArg,
-    out: Annotated[str, typer.Argument(help="The .onnx file to write.")],
+    out: Annotated[
+        str | None, typer.Argument(help="The file to write; for a folder of `hasten optimize` FOLDER/model.packed by default.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="onnx, or packed: few bytes for storage, which every verb reads. By default as OUT is called."),
+    ] = None,
     example_input: ExampleOpt = None,
     shape: ShapeOpt = None,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Carry a model through its door to ONNX, checked against its own framework's prediction. Nothing is optimised.
+    """Carry a model through its door to ONNX, checked against its own framework's prediction, or pack it; nothing is optimised.
 
     [bold]hasten convert model.keras model.onnx[/]
 
     [bold]hasten convert net.py:make net.onnx --example-input 1x3x32x32[/]
-    """
-    from hasten import doors
 
+    [bold]hasten convert model.onnx small.packed --to packed[/]
+    """
+    from hasten import doors, packed
+    from hasten.folder import MANIFEST, MODEL, PACKED, Folder, unwritable
+    from hasten.report.numbers import sizes
+
+    if to is not None and to not in FORMS:
+        raise BadInput(f"--to {to!r} is not understood; expected one of {', '.join(FORMS)}")
+    source, form = model, to or ("packed" if out is not None and out.endswith(packed.SUFFIX) else "onnx")
+    if (Path(model) / MANIFEST).is_file():
+        folder = Folder(Path(model))
+        folder.check()
+        source = str(folder.file(MODEL))
+        out = str(folder.file(PACKED)) if out is None and form == "packed" else out
+    if out is None:
+        raise BadInput("convert writes one file, and none was named; give it as `hasten convert MODEL OUT`")
+    if form == "onnx" and out.endswith(packed.SUFFIX):
+        raise BadInput(f"--to onnx came with the file {out}, which would be read as packed; call it otherwise")
     with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
-        loaded = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
-        save(loaded.model, out)
+        loaded = doors.load(source, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
+        if form == "onnx":
+            save(loaded.model, out)
+        else:
+            try:
+                found = packed.save(loaded.model, out)
+            except OSError as e:
+                raise unwritable(out, e, "give a place that can") from e
     for note in loaded.notes:
         print_line(note)
+    if form == "packed":
+        print_line(f"size: {sizes(found)}")
     print_line(f"{out}: {len(loaded.model.ir.graph)} nodes, inputs {ports(loaded.model.inputs)}, outputs {ports(loaded.model.outputs)}")

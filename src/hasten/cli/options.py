@@ -16,7 +16,9 @@ import typer
 from hasten.errors import BadInput
 from hasten.voice import Voice, speaking
 
-ModelArg = Annotated[str, typer.Argument(help="The model: .onnx (.xz, .gz), .keras, .h5, .pt2, or file.py:function.", show_default=False)]
+ModelArg = Annotated[
+    str, typer.Argument(help="The model: .onnx (.xz, .gz), .packed, .keras, .h5, .pt2, or file.py:function.", show_default=False)
+]
 DataOpt = Annotated[
     str | None,
     typer.Option("--data", help="Data: .npz, .npy, .csv, a folder of idx files, a folder or zip of pictures, or file.py:function."),

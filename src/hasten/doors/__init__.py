@@ -43,7 +43,7 @@ def load(
 ) -> Loaded:
     """Open a model through the door that fits it.
 
-    source: a path (`.onnx`, also `.xz` or `.gz`; `.keras`, `.h5`; `.pt2`; `file.py:function`), a ModelProto, Model, nn.Module,
+    source: a path (`.onnx`, also `.xz`, `.gz` or `.packed`; `.keras`, `.h5`; `.pt2`; `file.py:function`), a ModelProto, Model, nn.Module,
     ExportedProgram or keras.Model. example_inputs: what an nn.Module is exported with (see `parse_example_input` for text).
     shapes: sizes for dynamic axes by name. workdir: a private folder for the origin's file, a temporary one by default.
     check: False where an ONNX model is only looked at: then nothing is run (a lifted one beside the file's), and no shape is inferred.

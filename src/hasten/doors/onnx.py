@@ -16,7 +16,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass, ShapeInferencePass
 
-from hasten.errors import BadInput, Unsupported
+from hasten import packed
+from hasten.errors import BadInput, HastenError, Unsupported
 from hasten.model import HISTORY_KEY, IR_VERSION, OPSET, Model, all_nodes, read_history
 
 OLDEST_OPSET = 7
@@ -26,7 +27,7 @@ UNPACKED_LIMIT = 8 << 30
 
 
 def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = None, check: bool = True) -> Model:
-    """Read an ONNX file (`.onnx`, or compressed `.onnx.xz` / `.onnx.gz`). `check`: see `doors.load`.
+    """Read an ONNX file (`.onnx`, compressed `.onnx.xz` / `.onnx.gz`, or packed by hasten, `.packed`). `check`: see `doors.load`.
 
     Raises BadInput for a file that is missing, empty, cut off, not ONNX or has NaN weights; Unsupported, naming node and operator,
     for what hasten can't carry.
@@ -38,12 +39,27 @@ def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = N
         raise BadInput(f"{file} is a folder; expected an ONNX file")
     if file.stat().st_size == 0:
         raise BadInput(f"{file} is empty; expected an ONNX file")
+    data = _unpacked(file)
+    if file.suffix == packed.SUFFIX or data.startswith(packed.MAGIC):
+        return _from_packed(file, data, shapes, check)
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(_unpacked(file))
+        proto.ParseFromString(data)
     except (DecodeError, ValueError) as e:
         raise BadInput(f"{file} can't be read as ONNX ({e}): it is cut off or another format; export or copy it again") from e
     return from_proto(proto, file.parent, shapes, check)
+
+
+def _from_packed(file: Path, data: bytes, shapes: Mapping[str, int] | None, check: bool) -> Model:
+    """A Model from a packed file; one whose graph was made up is bad input too, whatever the libraries say to it."""
+    proto = onnx.ModelProto.FromString(packed.unpack(data, str(file)))
+    try:
+        return from_proto(proto, None, shapes, check)
+    except (HastenError, MemoryError):
+        raise
+    except Exception as e:
+        text = " ".join(str(e).split())[:200]
+        raise BadInput(f"{file} holds no graph that can be read ({type(e).__name__}: {text}); pack the model again") from e
 
 
 def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping[str, int] | None = None, check: bool = True) -> Model:

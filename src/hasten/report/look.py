@@ -12,7 +12,7 @@ from hasten.advise.rules import Line
 from hasten.doctor import Diagnosis
 from hasten.facts import Row
 from hasten.model import Model, Port
-from hasten.report.numbers import count, seconds, size
+from hasten.report.numbers import count, seconds, size, sizes
 from hasten.report.terminal import HEAVIEST, screen
 
 
@@ -92,6 +92,8 @@ def _show_totals(model: Model, found: Inspection, console: Console) -> None:
         f"{size(facts.activation_bytes)} of activations read and written: {facts.intensity:.2f} MACs a byte",
         soft_wrap=True,
     )
+    if found.sizes is not None:
+        console.print(f"size: {sizes(found.sizes)}", soft_wrap=True)
     if facts.unknown:
         console.print(f"{facts.unknown} nodes have unknown shapes and are not in the totals; give --shape AXIS=SIZE")
 
