@@ -47,7 +47,7 @@ def pages() -> dict[str, str]:
 def techniques_page() -> str:
     rows = []
     for row in plan.TECHNIQUES:
-        wants = "yes" if row.observes else "no"
+        wants = "for some settings" if row.optional_data else "yes" if row.observes else "no"
         rows.append(f"| {row.phase.name.lower()} | [{row.verb}]({row.verb}.md) | {row.about} | {row.effect} | {wants} |")
     return TECHNIQUES_PAGE.format(rows="\n".join(rows))
 
@@ -72,6 +72,8 @@ def technique_page(row: plan.Row) -> str:
     text, when, cost = _three(inspect.getdoc(inspect.getmodule(settings)) or "")
     text = text.replace(f" Effect: {row.effect}.", "", 1)
     wants = "Wants data to calibrate on." if row.observes else "Wants no data."
+    if row.optional_data:
+        wants = "Some of its settings want data to calibrate on."
     parts = [
         f"# {row.verb}",
         "",

@@ -95,6 +95,15 @@ TECHNIQUES = (
     Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
+    Row(
+        "prune_weights",
+        "shrink",
+        Phase.SHRINK,
+        Effect.LOSSY,
+        "Set the weights to zero that count least, in a pattern if wanted.",
+        observes=True,
+        optional_data=True,
+    ),
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
     Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True, teaches=True),
     Row(
