@@ -155,6 +155,14 @@ def test_four_bits_hold_them_too(net):
     assert made.history[-1].skipped[-1].why.count("%") == len(LAYERS) + 1
 
 
+def test_a_layer_that_stays_float_beside_the_codes_holds_them_too(net):
+    sparse = pruned(fold_batchnorm(net, FoldBatchnorm(), None), sparsity=0.7)
+    left = next(n.name for n in net.ir.graph if n.op_type == "Gemm")
+    made = qat(sparse, Qat(epochs=1, method="mse", samples=32, exclude=(left,), **QUICK), task_of(net))
+    assert same(zero(made, ("w3",)), zero(sparse, ("w3",)))
+    assert not np.array_equal(arrays(made)["w3"], arrays(sparse)["w3"])
+
+
 def test_what_the_history_does_not_mean_may_grow(net):
     """The same zeros without a step that made them: weights like any others."""
     sparse = pruned(net, sparsity=0.7)

@@ -46,7 +46,7 @@ from hasten.numerics import FORMATS, Format, format_of
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.quantize import quantize_static as static
 from hasten.runtimes.reference import PRODUCTS, quantizer_of
-from hasten.shrink.weights import Weight
+from hasten.shrink.weights import Weight, weights
 from hasten.shrink.weights import weight as weight_of
 from hasten.task import BoundTask, Split
 
@@ -147,7 +147,7 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
         teach=teach,
         after_step=_keep(bounds) if bounds else None,
         rates={s.name: settings.step_rate for s in steps},
-        zeros=zeros("qat", model, executor.weights, settings, [layer.matrix for layer in layers]),
+        zeros=zeros("qat", model, executor.weights, settings, [*(layer.matrix for layer in layers), *weights(trained.ir.graph)[0]]),
         start=start,
         layers=layers,
         steps=steps,
