@@ -2,8 +2,8 @@
 
 `python benchmarks/sparse.py [--epochs 6 --rate 1e-3]`: 90 % unstructured and 2:4, each at once (magnitude, wanda, sparsegpt), at once and then
 recovered, and gradually (both by distilling from the float model, no labels); then int8 by `quantize-static`, with a look at whether each zero is
-still one. 2,000 training images calibrate and choose the best epoch; the test images are looked at once. At once the first and the last layer stay
-dense, gradually every layer is pruned. Resumes where it was stopped. One JSON line each in `results/sparse.jsonl`.
+still one. 2,000 training images calibrate and choose the best epoch; the test images are looked at once. The first and the last layer stay
+dense. Resumes where it was stopped. One JSON line each in `results/sparse.jsonl`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from hasten.quantize.quantize_static import QuantizeStatic, quantize_static
 from hasten.shrink.masks import pattern_of
 from hasten.shrink.prune_weights import PruneWeights, prune_weights
 from hasten.task import Split, without_data
-from tests.conftest import model_of
+from tests.conftest import mlp_model, model_of
 
 ACCURACY = next(m for m in METRICS if m.name == "accuracy")
 QUICK = {"batch": 16, "rate": 0.01, "compile": "never"}
@@ -252,6 +252,20 @@ def test_qat_prunes_on_the_way(net):
     assert all(np.all(codes[k].reshape(-1, 4).sum(1) >= 2) for k in ("w3", "w4"))
     (note,) = [s.why for s in made.history[-1].skipped if "reached zero" in s.why]
     assert note.startswith("264 of 528 weights reached zero (50.0%): ") and "float/" not in note
+
+
+def test_a_small_last_layer_stays_dense():
+    model = mlp_model(hidden=32, inputs=64)
+    x = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+    split = Split(Arrays({"x": x}), np.arange(32) % 4, np.arange(32))
+    task = dataclasses.replace(without_data(), train=split, validate=split, metric=ACCURACY, output="y")
+    made = train(model, Train(epochs=2, sparsity=0.5, **QUICK), task)
+    assert {n: int((a == 0).sum()) for n, a in arrays(made).items() if a.ndim > 1} == {"w1": 1024, "w2": 64}
+    model = mlp_model(hidden=32, inputs=128)
+    split = Split(Arrays({"x": np.tile(x, 2)}), split.labels, split.indices)
+    made = train(model, Train(epochs=2, sparsity=0.5, **QUICK), dataclasses.replace(task, train=split, validate=split))
+    assert {n: int((a == 0).sum()) for n, a in arrays(made).items() if a.ndim > 1} == {"w1": 2048, "w2": 0}
+    assert made.history[-1].skipped[0].why == "it is the last layer and has only 3.0% of the weights"
 
 
 def test_held_zeros_count_and_stay_when_more_are_asked_for(net):

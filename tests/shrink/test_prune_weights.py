@@ -306,23 +306,30 @@ def test_zeros_that_are_there_stay(method):
 # --- what stays dense
 
 
-def test_first_and_last_and_excluded_layers_stay_dense_with_the_reason():
+def test_small_first_and_last_and_excluded_layers_stay_dense_with_the_reason():
     model = model_of(
-        "g (float[N, 8] x) => (float[N, 4] y) { a = MatMul (x, w1) b = MatMul (a, w2) c = MatMul (b, w3) y = MatMul (c, w4) }",
-        {"w1": random(8, 8), "w2": random(8, 8), "w3": random(8, 8), "w4": random(8, 4)},
+        "g (float[N, 2] x) => (float[N, 2] y) { a = MatMul (x, w1) b = MatMul (a, w2) c = MatMul (b, w3) y = MatMul (c, w4) }",
+        {"w1": random(2, 32), "w2": random(32, 32), "w3": random(32, 32), "w4": random(32, 2)},
     )
     names = [n.name for n in model.ir.graph]
     assert ends(model.ir.graph) == ({names[0]}, {names[3]})
     made = prune_weights(model, PruneWeights(exclude=(names[2],)), None)
-    assert {n: int((a == 0).sum()) for n, a in arrays(made).items()} == {"w1": 0, "w2": 32, "w3": 0, "w4": 0}
+    assert {n: int((a == 0).sum()) for n, a in arrays(made).items()} == {"w1": 0, "w2": 512, "w3": 0, "w4": 0}
     assert {s.node: s.why for s in made.history[-1].skipped} == {
-        names[0]: "it is the first layer; `first_last` prunes it too",
+        names[0]: "it is the first layer and has only 2.9% of the weights; `first_last` prunes it too",
         names[2]: "excluded by the settings",
-        names[3]: "it is the last layer; `first_last` prunes it too",
-        "": f"32 of 64 weights are zero (50.0%): {names[1]} 50.0%",
+        names[3]: "it is the last layer and has only 2.9% of the weights; `first_last` prunes it too",
+        "": f"512 of 1024 weights are zero (50.0%): {names[1]} 50.0%",
     }
+    made = prune_weights(model, every(0.25), None)
+    assert {n: int((a == 0).sum()) for n, a in arrays(made).items()} == {"w1": 16, "w2": 256, "w3": 256, "w4": 16}
     with pytest.raises(BadInput, match="there is no layer 'conv9' to exclude; there are "):
         prune_weights(model, PruneWeights(exclude=("conv9",)), None)
+
+
+def test_the_only_layers_are_pruned_however_they_stand():
+    made = prune_weights(mlp_model(), PruneWeights(), None)
+    assert {n: int((a == 0).sum()) for n, a in arrays(made).items()} == {"w1": 512, "b1": 0, "w2": 256, "b2": 0}
 
 
 def test_what_can_not_be_pruned_is_said():

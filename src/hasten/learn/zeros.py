@@ -9,6 +9,8 @@ step t from the end of the warm-up (t₀) to END of all steps (t₁):
 
     s_t = s (1 − (1 − (t − t₀) / (t₁ − t₀))³)
 
+Depthwise convolutions stay dense, and so does a first or last layer with less than 5 % of the weights.
+
 The masks are renewed every RENEWED of the steps; between, masked weights are set to zero after each step. Their gradients go on until t₁, so one
 that the loss pulls at can stand above the threshold at a renewal and come back. From t₁ on the masks are fixed, as held zeros are. Only epochs that
 end behind t₁ are kept, and count for `patience` and `until`.
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from hasten.errors import Refused
 from hasten.history import Skip, Step
 from hasten.shrink.masks import Pattern, mask, pattern_of, share_of
-from hasten.shrink.weights import Weight, weights
+from hasten.shrink.weights import Weight, small_ends, weights
 
 if TYPE_CHECKING:
     from hasten.learn.loop import Loop
@@ -164,9 +166,9 @@ def zeros(verb: str, model: Model, parameters: Mapping[str, nn.Parameter], setti
     goal = goal_of(verb, settings)
     if goal is None:
         return Zeros(parameters, held, names=names)
-    chosen = []
+    ends, chosen = small_ends(model.ir.graph, list(trained.values())), []
     for w in trained.values():
-        if why := w.why or goal.pattern.refusal(w):
+        if why := w.why or goal.pattern.refusal(w) or ends.get(w.node, ""):
             skipped.append(Skip(w.node, why))
         else:
             chosen.append(w)

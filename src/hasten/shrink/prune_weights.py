@@ -10,8 +10,8 @@ Layer by layer, of the weights W (outputs × inputs, see shrink/weights.py) thos
 
 Convolutions are seen through im2col. Patterns: `unstructured`; `N:M`, at most N of every M inputs stay, side by side at one place of the kernel
 (the summed axis, as hardware reads it: Mishra et al., arXiv 2104.08378); blocks of outputs × inputs such as `1x4`, `4x1`, `16x1`. Depthwise
-convolutions stay dense, and so do the first and the last layer unless they are asked for. Zeros that a weight has stay, here and in every later
-training and quantization.
+convolutions stay dense, and so does a first or last layer with less than 5 % of all weights, unless it is asked for. Zeros that a weight has stay,
+here and in every later training and quantization.
 
 Zeros do not make a model faster in the runtimes here, which multiply by them. They make it smaller once packed, and N:M is for hardware that has it.
 
@@ -39,7 +39,7 @@ from hasten.quantize.calibrate import tensors
 from hasten.shrink import inputs
 from hasten.shrink.masks import Pattern, mask, masks_of_all, pattern_of, share_of
 from hasten.shrink.sparsegpt import solve
-from hasten.shrink.weights import Weight, ends, weights
+from hasten.shrink.weights import Weight, small_ends, weights
 from hasten.task import BoundTask
 
 METHODS, SCOPES = ("magnitude", "wanda", "sparsegpt"), ("layer", "global")
@@ -55,8 +55,8 @@ AT_ONCE = 1 << 27
 class PruneWeights:
     """`sparsity`: the share of zeros; left out it is 0.5, or what N:M says. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay) or
     blocks of outputs x inputs (4x1). `method`: magnitude, or wanda and sparsegpt, which want data. `scope`: layer, or global for one threshold
-    for all layers (magnitude alone). `first_last`: the first and the last layer too, which are
-    small and sensitive in most networks. `exclude`: names of nodes that stay dense. `samples`: at most
+    for all layers (magnitude alone). `first_last`: a first and a last layer with less than 5 % of
+    the weights too. `exclude`: names of nodes that stay dense. `samples`: at most
     so many calibrate."""
 
     sparsity: float | None = None
@@ -159,7 +159,7 @@ def _chosen(model: Model, settings: PruneWeights) -> tuple[list[Weight], list[Sk
     """(the weights that are pruned, what stays dense and why). Raises Refused where nothing is left, BadInput for an unknown name to exclude."""
     graph = model.ir.graph
     found, skipped = weights(graph)
-    first, last = ends(graph)
+    ends = {} if settings.first_last else small_ends(graph, found)
     if unknown := sorted(set(settings.exclude) - {w.node for w in found} - {s.node for s in skipped}):
         raise BadInput(
             f"prune_weights: there is no layer {unknown[0]!r} to exclude; there are {', '.join(dict.fromkeys(w.node for w in found))}"
@@ -169,8 +169,8 @@ def _chosen(model: Model, settings: PruneWeights) -> tuple[list[Weight], list[Sk
         why = w.why or settings.form.refusal(w)
         if w.node in settings.exclude:
             why = "excluded by the settings"
-        elif not settings.first_last and w.node in first | last:
-            why = f"it is the {'first' if w.node in first else 'last'} layer; `first_last` prunes it too"
+        elif w.node in ends:
+            why = f"{ends[w.node]}; `first_last` prunes it too"
         elif not why and settings.method != "magnitude":
             why = inputs.refusal(_node(graph, w))
             if settings.method == "sparsegpt" and w.size // w.rows > LARGEST:

@@ -20,6 +20,9 @@ POSITIONS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), 
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
+SMALL = 0.05
+"""A first or a last layer with less than this share of all weights is left dense: there is next to nothing to gain, and it is sensitive."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -111,6 +114,17 @@ def _no_weight(node: ir.Node) -> str:
     if node.op_type == "MatMul":
         return "" if constant(node.inputs[0]) is None else "its weights are its first input"
     return "its weights are computed, not constant"
+
+
+def small_ends(graph: ir.Graph, found: list[Weight]) -> dict[str, str]:
+    """The first and the last layers, by node, that have a SMALL share of the weights, and what is said of them."""
+    first, last = ends(graph)
+    total, said = sum(w.size for w in found), {}
+    for name in {w.node: None for w in found if w.node in first | last}:
+        share = sum(w.size for w in found if w.node == name) / total
+        if share < SMALL:
+            said[name] = f"it is the {'first' if name in first else 'last'} layer and has only {share:.1%} of the weights"
+    return said
 
 
 def ends(graph: ir.Graph) -> tuple[set[str], set[str]]:
