@@ -16,7 +16,7 @@ here and in every later training and quantization.
 Zeros do not make a model faster in the runtimes here, which multiply by them. They make it smaller once packed, and N:M is for hardware that has it.
 
 When: before a training that recovers (`distill`, `train`, `qat`), which holds the zeros; alone up to about half of the weights. With data to train
-on, the gradual pruning of any training (its `sparsity`) goes further.
+on, any training prunes gradually too (its `sparsity`), and needs no calibration.
 Cost: magnitude takes milliseconds, wanda one pass over the calibration samples, sparsegpt inputs³ operations and three matrices of inputs² a layer
 besides (layers of more than 8192 inputs stay dense). At run time nothing changes.
 """
