@@ -322,6 +322,24 @@ def binary_table() -> str:
     return _table(("network", "errors, float", "errors, binary", "layers smaller", "epochs"), rows)
 
 
+def sparse_table() -> str:
+    """Accuracy of the sparse models in float and int8, and the compressed files beside the dense float model's; the last line of each counts."""
+    last = {(r["pattern"], r["way"]): r for r in _lines("sparse")}
+    last = dict(sorted(last.items(), key=lambda found: ("dense", "90 %", "2:4").index(found[0][0])))
+    dense = next((r["float"]["bytes_xz"] for r in last.values() if r["pattern"] == "dense"), 0)
+    rows = [
+        (
+            f"{pattern}, {way}",
+            f"{r['float']['zeros']:.1%}",
+            *(f"{r[k]['accuracy']:.4f}" for k in ("float", "int8")),
+            *(f"{r[k]['bytes_xz'] / dense:.1%}" for k in ("float", "int8")),
+            "" if pattern == "dense" else "all" if not r["int8"]["zeros_lost"] else f"all but {r['int8']['zeros_lost']}",
+        )
+        for (pattern, way), r in last.items()
+    ]
+    return _table(("weights", "zeros", "float", "int8", "xz of float", "xz of int8", "zeros that int8 keeps"), rows)
+
+
 def study_table() -> str:
     """The case study as `make study` wrote it, with its picture."""
     file = RESULTS / "study.json"
@@ -356,6 +374,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "distillation": distillation_table,
     "qat": qat_table,
     "binary": binary_table,
+    "sparse": sparse_table,
     "study": study_table,
 }
 

@@ -113,6 +113,15 @@ TECHNIQUES = (
         observes=True,
         optional_data=True,
     ),
+    Row(
+        "prune_weights",
+        "shrink",
+        Phase.SHRINK,
+        Effect.LOSSY,
+        "Set the weights to zero that count least, in a pattern if wanted.",
+        observes=True,
+        optional_data=True,
+    ),
     Row("train", "learn", Phase.LEARN, Effect.TRAINED, "Train the weights on the task's own loss.", learns=True),
     Row("distill", "learn", Phase.LEARN, Effect.TRAINED, "Train a student on what a teacher says.", learns=True, teaches=True),
     Row(

@@ -55,7 +55,7 @@ def apply(
 
 def before(row: plan.Row) -> Steps:
     """What stands before a technique on the road and is done first."""
-    return GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns else ()
+    return GRAPH if row.phase >= plan.Phase.QUANTIZE else CLEAN if row.learns or row.phase is plan.Phase.SHRINK else ()
 
 
 def prepared(row: plan.Row, model: Model, task: BoundTask | None) -> Model:

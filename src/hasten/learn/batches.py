@@ -110,3 +110,23 @@ def _changed(x: Tensor, changes: tuple[Change, ...], generator: torch.Generator)
     for change in changes:
         x = change(x, generator)
     return x
+
+
+def pieces(batch: Batch, count: int) -> list[Batch]:
+    """The batch in so many parts of the same size (the last may be smaller)."""
+    if count == 1:
+        return [batch]
+    size = -(-len(batch.feeds[0]) // count)
+
+    def part(x: Tensor, i: int) -> Tensor:
+        return x[i * size : (i + 1) * size]
+
+    return [
+        Batch(
+            tuple(part(x, i) for x in batch.feeds),
+            None if batch.labels is None else part(batch.labels, i),
+            tuple(part(x, i) for x in batch.taught),
+        )
+        for i in range(count)
+        if i * size < len(batch.feeds[0])
+    ]

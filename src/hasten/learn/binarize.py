@@ -34,6 +34,7 @@ from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import logits
 from hasten.learn.operators import Op
 from hasten.learn.spatial import conv
+from hasten.learn.zeros import goal_of
 from hasten.model import Model, Skip
 from hasten.numerics import TERNARY_THRESHOLD, pack_signs, pack_ternary
 from hasten.own_operators import DOMAIN, SIGNS, add_functions
@@ -70,6 +71,8 @@ class Binarize(Loop):
             raise BadInput(f"binarize: temperature is {self.temperature}, expected a number above 0")
         if self.soft < 0 or self.hard < 0 or self.soft + self.hard == 0:
             raise BadInput(f"binarize: the weights soft {self.soft} and hard {self.hard} must be 0 or more, and one of them above 0")
+        if goal_of("binarize", self) is not None:
+            raise BadInput("binarize: a weight of one bit has no zero, so there is no sparsity; leave it out (--weights ternary has zeros)")
 
 
 def binarize(model: Model, settings: Binarize, task: BoundTask | None) -> Model:

@@ -32,6 +32,7 @@ from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import Objective, logits, task_loss
 from hasten.learn.student import Student, make
 from hasten.learn.teacher import Teacher
+from hasten.learn.zeros import zeros
 from hasten.model import Model, Skip
 from hasten.task import BoundTask
 
@@ -90,7 +91,7 @@ def distill(model: Model, settings: Distill, task: BoundTask | None) -> Model:
             raise BadInput("distill: --student makes the student of the model, which then is the teacher, and a teacher came too; give one")
         task, model = dataclasses.replace(task, teacher=model), make(model, settings.student)
     trainee, _ = job.run("distill", prepare, model, settings, task)
-    notes = job.without_norm(model)
+    notes = [*job.without_norm(model), *trainee.zeros.notes()]
     if settings.hard and split.labels is None:
         notes.append(Skip("", "the training data has no labels: the teacher alone taught"))
     return finish(model, trainee.executor.into(model), settings, "distill", len(trainee.executor.weights), notes)
@@ -127,6 +128,7 @@ def prepare(model: Model, settings: Distill, task: BoundTask) -> Trainee:
         more=adapters,
         teach=teach,
         input_gradients=bool(settings.gradient),
+        zeros=zeros("distill", model, executor.weights, settings),
     )
 
 

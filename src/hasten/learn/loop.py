@@ -3,7 +3,7 @@
 AdamW (Loshchilov and Hutter, arXiv 1711.05101) or SGD with Nesterov momentum; the rate warms up linearly and falls along a half cosine
 (arXiv 1608.03983); gradients are clipped by their norm; an exponential moving average of the weights may stand in for them (Polyak and Juditsky,
 1992). What an interruption must not lose is in a checkpoint; batches, augmentation and schedule depend on seed and step alone, so a resumed
-training takes the very steps that it would have taken.
+training takes the very steps that it would have taken. Zeros that are meant stay zeros, and `sparsity` makes some (learn/zeros.py).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from hasten.errors import BadInput, Diverged, OutOfResources
 from hasten.learn import checkpoint
 from hasten.learn.augment import parse
-from hasten.learn.batches import Batch, Batches, Teach
+from hasten.learn.batches import Batch, Batches, Teach, pieces
 from hasten.learn.checkpoint import CHECKPOINT
 from hasten.learn.executor import Executor
 from hasten.learn.objective import Objective
 from hasten.learn.parallel import ALONE, Team
 from hasten.learn.records import RECORDS
 from hasten.learn.spatial import Dropout
+from hasten.learn.zeros import Zeros, goal_of
 from hasten.measure.machine import cores
 from hasten.measure.record import Record, Records
 from hasten.measure.worker import peak_memory
@@ -60,7 +61,9 @@ class Loop:
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
     known how long one takes; 0 for no limit. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
     crop:4, flip, rotate:10, zoom:0.1, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
-    processes (torch.distributed), among which a batch is divided.
+    processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from 60 % of the
+    steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of outputs x inputs
+    (4x1).
     """
 
     epochs: int = 10
@@ -81,6 +84,8 @@ class Loop:
     workers: int = 0
     processes: int = 1
     seed: int = 0
+    sparsity: float = 0.0
+    pattern: str = "unstructured"
 
     def __post_init__(self) -> None:
         verb = type(self).__name__.lower()
@@ -108,6 +113,8 @@ class Loop:
             )
         for text in self.augment:
             parse(text)
+        if goal_of(verb, self) is None and self.pattern != "unstructured":
+            raise BadInput(f"{verb}: pattern {self.pattern} was given and no sparsity; give --sparsity, the share of zeros")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,6 +123,7 @@ class Trainee:
     distillation's adapters). `teach`: a teacher. `after_step`: called after each step (weights kept within bounds, say). `proximal`: the same,
     with the step's learning rate. `rates`: factors of the learning rate by name of a parameter. `input_gradients`: the objective takes
     gradients by the inputs, so no step is compiled. `keep_last`: the last epoch's weights are kept, where the metric is not all that counts.
+    `zeros`: what is zero and stays so, and what becomes zero.
     """
 
     executor: Executor
@@ -128,6 +136,7 @@ class Trainee:
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
     input_gradients: bool = False
     keep_last: bool = False
+    zeros: Zeros = dataclasses.field(default_factory=Zeros)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -183,6 +192,7 @@ class _Training:
         self.parameters = trainee.parameters
         self.optimizer = _optimizer(self.parameters, trainee.rates, settings)
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()} if settings.average else None
+        self.zeros = trainee.zeros
         self.drops = any(isinstance(m, Dropout) for m in trainee.executor.module.modules())
         self.steps = self.batches.steps * settings.epochs
         self.done = 0
@@ -249,6 +259,7 @@ class _Training:
                 f"the loss is {loss} at step {self.done + 1} of {self.steps} (epoch {epoch + 1}); {where}. The last good checkpoint is kept; "
                 f"try a lower --rate than {self.settings.rate:g}, a longer --warm-up, or --clip"
             )
+        self.zeros.mask_gradients()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
@@ -258,9 +269,11 @@ class _Training:
         if self.trainee.proximal is not None:
             with torch.no_grad():
                 self.trainee.proximal(rate)
+        self.zeros.after_step(self.done + 1, self.steps)
         if self.average is not None:
             decay = min(self.settings.average, (self.done + 1) / (self.done + 10))
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+            self.zeros.clear(self.average)
         self.losses.append(loss)
         self.done += 1
 
@@ -268,7 +281,7 @@ class _Training:
         """The mean loss of the batch, its gradients left in the parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, len(batch.feeds[0])
-        for piece in _pieces(batch, self.pieces):
+        for piece in pieces(batch, self.pieces):
             if self.trainee.input_gradients:
                 piece.feeds[0].requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
@@ -337,11 +350,13 @@ class _Training:
     # --- one epoch
 
     def _end_epoch(self, epoch: int) -> bool:
-        """Judge, keep the best, record, save. Whether to stop."""
+        """Judge, keep the best, record, save. Whether to stop. An epoch before the final sparsity is neither kept nor a reason to stop."""
         stop = False
+        if self.done >= self.steps:
+            self._settle()
         if self.team.rank == 0:
             value = self._value()
-            if self.trainee.keep_last or self._better(value):
+            if self.zeros.settled and (self.trainee.keep_last or self._better(value)):
                 self.best, self.best_value, self.best_epoch = self._tensors(averaged=True), value, epoch + 1
             loss = float(np.mean(self.losses)) if self.losses else float("nan")
             name = self.task.metric.name
@@ -369,7 +384,7 @@ class _Training:
             until = self.settings.until
             reached = until is not None and value is not None and (value >= until if self.task.metric.higher_is_better else value <= until)
             waited = self.settings.patience and value is not None and epoch + 1 - self.best_epoch >= self.settings.patience
-            if reached or waited:
+            if self.zeros.settled and (reached or waited):
                 voice().say(
                     f"stopped: {f'{name} reached {until:g}' if reached else f'no better value for {self.settings.patience} epochs'}"
                 )
@@ -380,6 +395,12 @@ class _Training:
             self.steps = self.done
         self._save()
         return stop
+
+    def _settle(self) -> None:
+        """The last masks, where the steps ended before they were reached (there were none, or the time did)."""
+        self.zeros.settle()
+        if self.average is not None:
+            self.zeros.clear(self.average)
 
     def _better(self, value: float | None) -> bool:
         if value is None or self.best_value is None:
@@ -409,6 +430,7 @@ class _Training:
                 buffer.copy_(tensors[f"buffer/{name}"])
 
     def _finish(self) -> Trained:
+        self._settle()
         if self.best is not None:
             self._put(self.best)
         elif self.average is not None:
@@ -437,6 +459,7 @@ class _Training:
         tensors = {f"now/{k}": v for k, v in self._tensors(averaged=False).items()}
         tensors |= {f"average/{k}": v for k, v in (self.average or {}).items()}
         tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
+        tensors |= {f"mask/{k}": v for k, v in self.zeros.state().items()}
         for name, parameter in self.parameters.items():
             tensors |= {
                 f"optimizer/{key}/{name}": value for key, value in self.optimizer.state[parameter].items() if isinstance(value, Tensor)
@@ -452,6 +475,7 @@ class _Training:
             "compiled": self.compiled,
             "best_value": self.best_value,
             "best_epoch": self.best_epoch,
+            "settled": self.zeros.settled,
         }
         checkpoint.write(self.checkpoint, tensors, state)
         self.saved = time.monotonic()
@@ -467,6 +491,7 @@ class _Training:
         if self.average is not None:
             self.average = {k: tensors[f"average/{k}"].clone() for k in self.parameters}
         self.best = _under("best/", tensors) or None
+        self.zeros.restore(_under("mask/", tensors), state["settled"])
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             if kind == "optimizer":
@@ -550,25 +575,6 @@ def _share_of_rate(step: int, steps: int, warm_up: float) -> float:
     if step < warm:
         return (step + 1) / (warm + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
-
-
-def _pieces(batch: Batch, count: int) -> list[Batch]:
-    if count == 1:
-        return [batch]
-    size = -(-len(batch.feeds[0]) // count)
-
-    def part(x: Tensor, i: int) -> Tensor:
-        return x[i * size : (i + 1) * size]
-
-    return [
-        Batch(
-            tuple(part(x, i) for x in batch.feeds),
-            None if batch.labels is None else part(batch.labels, i),
-            tuple(part(x, i) for x in batch.taught),
-        )
-        for i in range(count)
-        if i * size < len(batch.feeds[0])
-    ]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

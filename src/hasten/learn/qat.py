@@ -40,11 +40,14 @@ from hasten.learn.guided import guide
 from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import logits
 from hasten.learn.operators import Op
+from hasten.learn.zeros import zeros
 from hasten.model import Model, Skip
 from hasten.numerics import FORMATS, Format, format_of
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.quantize import quantize_static as static
 from hasten.runtimes.reference import PRODUCTS, quantizer_of
+from hasten.shrink.weights import Weight, weights
+from hasten.shrink.weights import weight as weight_of
 from hasten.task import BoundTask, Split
 
 DOMAIN = "hasten.qat"
@@ -116,7 +119,7 @@ def qat(model: Model, settings: Qat, task: BoundTask | None) -> Model:
     """The quantized model, its codes and steps trained. Raises Refused without training data, and what `loop.fit` raises."""
     trainee, _ = job.run("qat", prepare, model, settings, task)
     assert isinstance(trainee, Coded)
-    return finish(model, trainee.deployed(), settings, "qat", len(trainee.layers), list(trainee.skipped))
+    return finish(model, trainee.deployed(), settings, "qat", len(trainee.layers), [*trainee.skipped, *trainee.zeros.notes()])
 
 
 def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
@@ -144,6 +147,7 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
         teach=teach,
         after_step=_keep(bounds) if bounds else None,
         rates={s.name: settings.step_rate for s in steps},
+        zeros=zeros("qat", model, executor.weights, settings, [*(layer.matrix for layer in layers), *weights(trained.ir.graph)[0]]),
         start=start,
         layers=layers,
         steps=steps,
@@ -162,7 +166,8 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer with weights: names in the trained graph (weight, bias, steps) and in the file (codes and scales); where channels lie."""
+    """A layer with weights: names in the trained graph (weight, bias, steps) and in the file (codes and scales); where channels lie; the weight as
+    a matrix."""
 
     weight: str
     w_step: str
@@ -171,6 +176,7 @@ class Layer:
     scale: str
     axis: int
     to: Format
+    matrix: Weight
     bias: str | None = None
     bias_codes: str | None = None
     bias_scale: str | None = None
@@ -385,7 +391,14 @@ class _Rewriter:
         w_step = self._step(scale, floats.size // floats.shape[axis], to.hi)
         w = self._new("Quantize", [weight, w_step], {"lo": to.lo, "hi": to.hi, "axis": axis}, weights.outputs[0])
         layer = Layer(
-            weight.name or "", self.made[scale.name][0].name, self.made[x.scale.name or ""][0].name, stored.name, scale.name, axis, to
+            weight.name or "",
+            self.made[scale.name][0].name,
+            self.made[x.scale.name or ""][0].name,
+            stored.name,
+            scale.name,
+            axis,
+            to,
+            weight_of(node, floats.shape, weight.name or ""),
         )
         b = None
         if len(node.inputs) > 2 and node.inputs[2] is not None:

@@ -23,7 +23,7 @@ Cost: that of `train`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +37,7 @@ from hasten.learn.executor import Executor, build
 from hasten.learn.guided import guide
 from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import logits
+from hasten.learn.zeros import zeros as zeros_of
 from hasten.model import Model, Skip
 from hasten.task import BoundTask
 
@@ -92,7 +93,7 @@ class Group:
 def sparsify(model: Model, settings: Sparsify, task: BoundTask | None) -> Model:
     """The trained model with its zeros. Raises Refused without training data, or where there is nothing to penalise; what `loop.fit` raises."""
     trainee, _ = job.run("sparsify", prepare, model, settings, task)
-    return settled(model, settings, trainee.executor)
+    return settled(model, settings, trainee.executor, trainee.zeros.notes())
 
 
 def prepare(model: Model, settings: Sparsify, task: BoundTask) -> Trainee:
@@ -110,6 +111,7 @@ def prepare(model: Model, settings: Sparsify, task: BoundTask) -> Trainee:
         teach=teach,
         proximal=proximal_step(executor, groups, settings),
         keep_last=True,
+        zeros=zeros_of("sparsify", gated, executor.weights, settings),
     )
 
 
@@ -241,7 +243,7 @@ def _gate(graph: ir.Graph, reader: ir.Node, index: int, shape: tuple[int, ...]) 
 # --- what became of it
 
 
-def settled(model: Model, settings: Sparsify, executor: Executor) -> Model:
+def settled(model: Model, settings: Sparsify, executor: Executor, kept: Sequence[Skip] = ()) -> Model:
     """The model with the trained weights: gates multiplied in, branches of gate zero left out, all zeros counted in the history."""
     gated, groups = with_gates(model, settings)
     edited = executor.into(gated)
@@ -253,7 +255,7 @@ def settled(model: Model, settings: Sparsify, executor: Executor) -> Model:
             (mul,) = (node for node, _ in gate.uses())
             if why := _settle(graph, mul, constant(gate), group):
                 notes.append(Skip(group.where, why))
-    return finish(model, edited, settings, "sparsify", len(executor.weights), [*notes, *job.without_norm(model)])
+    return finish(model, edited, settings, "sparsify", len(executor.weights), [*notes, *kept, *job.without_norm(model)])
 
 
 WORDS = {

@@ -19,6 +19,7 @@ from hasten.learn import job
 from hasten.learn.executor import build
 from hasten.learn.loop import Loop, Trainee
 from hasten.learn.objective import logits, task_loss
+from hasten.learn.zeros import zeros
 from hasten.model import Model
 from hasten.task import BoundTask
 
@@ -37,7 +38,8 @@ class Train(Loop):
 def train(model: Model, settings: Train, task: BoundTask | None) -> Model:
     """The model with trained weights. Raises Refused without training data, and what `loop.fit` raises."""
     trainee, _ = job.run("train", prepare, model, settings, task)
-    return finish(model, trainee.executor.into(model), settings, "train", len(trainee.executor.weights), job.without_norm(model))
+    notes = [*job.without_norm(model), *trainee.zeros.notes()]
+    return finish(model, trainee.executor.into(model), settings, "train", len(trainee.executor.weights), notes)
 
 
 def prepare(model: Model, settings: Train, task: BoundTask) -> Trainee:
@@ -46,4 +48,5 @@ def prepare(model: Model, settings: Train, task: BoundTask) -> Trainee:
     executor = build(model, taps=(value,) if final else ())
     judged = executor.outputs.index(task.output)
     split = job.training_data("train", task)
-    return Trainee(executor, task_loss(model, task, split, len(executor.outputs) - 1 if final else judged, settings.smoothing), judged)
+    loss = task_loss(model, task, split, len(executor.outputs) - 1 if final else judged, settings.smoothing)
+    return Trainee(executor, loss, judged, zeros=zeros("train", model, executor.weights, settings))
