@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hasten.errors import OutOfResources
-from hasten.measure.judge import Failure, time_once
+from hasten.measure import judge
+from hasten.measure.judge import Failure, Timing, time_once
 from hasten.measure.process import Subject
+from hasten.measure.statistics import Interval, ratio_interval
 from hasten.measure.worker import Arrays
 from hasten.model import Model
 from hasten.runtimes import Target
@@ -33,6 +35,22 @@ def ratios_beside(original: Model, models: Sequence[Model], runtime: str, target
                     beside = _seconds(paths[0], runtime, target, feeds)
                 found[number].append(_seconds(paths[number + 1], runtime, target, feeds) / beside)
         return [statistics.median(f) for f in found]
+
+
+def duel(subjects: Mapping[str, Subject], feeds: Arrays, rounds: int, hopeless: float) -> Interval | Failure:
+    """How many times faster the second of two subjects is than the first, over rounds of fresh processes; after two rounds no more where it was
+    below `hopeless` in both."""
+    one, other = subjects
+    pairs: list[tuple[float, float]] = []
+    for turn in range(rounds):
+        timed = judge.duel_round(subjects, feeds, turn)
+        first, second = timed[one], timed[other]
+        if not isinstance(first, Timing) or not isinstance(second, Timing):
+            return next(t for t in (first, second) if isinstance(t, Failure))
+        pairs.append((first.seconds, second.seconds))
+        if len(pairs) == 2 and all(a < hopeless * b for a, b in pairs):
+            break
+    return ratio_interval(pairs)
 
 
 def _seconds(path: Path, runtime: str, target: Target, feeds: Arrays) -> float:

@@ -37,11 +37,10 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place, unique_name
-from hasten.measure import judge
+from hasten.measure.beside import duel
 from hasten.measure.judge import Failure
 from hasten.measure.machine import cores
 from hasten.measure.process import Subject
-from hasten.measure.statistics import ratio_interval
 from hasten.model import IR_VERSION, OPSET, Model, Skip
 from hasten.patches import drawn, each, patches, slide
 from hasten.quantize.calibrate import tensors
@@ -55,8 +54,8 @@ PRODUCT, AFTER, BEFORE, SPATIAL = "product", "kxk-1x1", "1x1-kxk", "kx1-1xk"
 EVEN = 8
 """Ranks of at least twice this are multiples of it: the kernels' tiles are."""
 
-ROUNDS = 4
-"""Rounds of fresh processes of a layer and its factors."""
+ROUNDS, HOPELESS = 4, 0.95
+"""Rounds of fresh processes of a layer and its factors; after two no more where the factors had less than this share of its speed."""
 
 POSITIONS = 8192
 """Patches of a layer that its moments are made of, at least (and four for each number of a patch), where the samples hold so many."""
@@ -575,7 +574,7 @@ def _time(
 
 
 def _duel(sides: dict[str, onnx.ModelProto], shape: tuple[int, ...], settings: Factorize) -> tuple[float, float] | str:
-    """The two models side by side, each time in fresh processes; after two rounds no more where the factors are clearly slower."""
+    """The two models side by side, each time in fresh processes."""
     feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     with tempfile.TemporaryDirectory(prefix="hasten-") as place:
         subjects = {}
@@ -583,18 +582,10 @@ def _duel(sides: dict[str, onnx.ModelProto], shape: tuple[int, ...], settings: F
             path = Path(place) / f"{name}.onnx"
             path.write_bytes(proto.SerializeToString())
             subjects[name] = Subject("onnxruntime", path, Target(settings.threads or cores(), shape[0]))
-        pairs: list[tuple[float, float]] = []
-        for turn in range(ROUNDS):
-            found = judge.duel_round(subjects, feeds, turn)
-            one, other = found["layer"], found["factors"]
-            for timing in (one, other):
-                if isinstance(timing, Failure):
-                    return f"it could not be timed: {timing.reason}"
-            pairs.append((one.seconds, other.seconds))  # type: ignore[union-attr]
-            if len(pairs) == 2 and all(a < 0.95 * b for a, b in pairs):
-                break
-    interval = ratio_interval(pairs)
-    return (interval.low if interval.bound_low is None else interval.bound_low), interval.estimate
+        found = duel(subjects, feeds, ROUNDS, HOPELESS)
+    if isinstance(found, Failure):
+        return f"it could not be timed: {found.reason}"
+    return (found.low if found.bound_low is None else found.bound_low), found.estimate
 
 
 def _alone(pieces: Sequence[Piece], shape: tuple[int, ...]) -> onnx.ModelProto:
