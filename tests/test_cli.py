@@ -806,3 +806,56 @@ def test_the_gate_for_speed(place, speeds, turns, code):
     ended = hasten("compare", "model.onnx", "other.onnx", "--data", "data.npz", "--max-slowdown", "1.05")
     assert ended.code == code
     assert ("the gate for speed" in ended.err) == bool(code)
+
+
+# --- zeros
+
+SPARSE = ("model.onnx", "out.onnx", "--train-data", "data.npz", "--epochs", 1, "--sparsity", 0.8)
+
+
+@pytest.mark.parametrize("verb", ["train", "distill", "qat", "sparsify"])
+def test_a_training_to_zeros_that_no_runtime_gains_by_is_refused(place, speeds, verb, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))  # torch makes one where it is imported first
+    more = ("--student", "narrow:0.5") if verb == "distill" else ()
+    instead = "use prune-channels for speed, or give --for-size to train for the size alone; nothing was trained"
+    says = (f"{verb}: 80 % unstructured zeros: no runtime here gains (onnxruntime × 1.00", " × smaller), entropy-coded ", instead)
+    refuses(place, verb, *SPARSE, *more, says=says)
+
+
+def test_it_goes_on_for_the_size_and_the_verdict_is_in_the_records(place, speeds):
+    ended = hasten("train", *SPARSE, "--for-size")
+    assert ended.code == 0
+    (told,) = re.findall(r"^80 % unstructured zeros: no runtime here gains .*$", ended.out, re.MULTILINE)
+    assert re.search(r"; raw [\d.]+ KB as before, packed [\d.]+ KB of [\d.]+ KB \(\d\.\d × smaller\), entropy-coded ", told)
+    records = [json.loads(line) for line in (place / "out.onnx.training" / "training.jsonl").read_text().splitlines()]
+    assert [r["kind"] for r in records] == ["zeros", "epoch", "training"]
+    assert records[0]["values"]["speed"]["onnxruntime"]["estimate"] == 1.0
+    arrays = (v.const_value.numpy() for v in Model.load("out.onnx").ir.graph.initializers.values())
+    assert [(w == 0).mean() for w in arrays if w.ndim == 2] == pytest.approx([0.8, 0.8], abs=1e-3)
+
+
+def test_a_training_that_goes_on_takes_the_verdict_from_its_records(place, speeds, monkeypatch):
+    assert hasten("train", *SPARSE, "--for-size").code == 0
+    monkeypatch.setattr(judge, "time_once", fails(AssertionError("it was timed again")))
+    assert hasten("train", *SPARSE, "--for-size").code == 0
+    refuses(place, "train", *SPARSE, says="no runtime here gains")
+
+
+def test_zeros_that_a_runtime_gains_by_are_trained(place, speeds):
+    speeds["pruned"] = itertools.repeat(5e-4)
+    ended = hasten("train", *SPARSE)
+    assert ended.code == 0
+    assert "80 % unstructured zeros: faster in onnxruntime" in ended.out
+
+
+def test_zeros_for_the_size_want_zeros(place):
+    says = "train: --for-size came, and no zeros to train to; give --sparsity too, or leave it out"
+    refuses(place, "train", *SPARSE[:-2], "--for-size", says=says)
+
+
+def test_pruning_at_once_says_what_it_brings(place, speeds, monkeypatch):
+    ended = hasten("prune-weights", "model.onnx", "out.onnx", "--pattern", "2:4")
+    assert ended.code == 0
+    assert "50 % 2:4 zeros: no runtime here gains (onnxruntime × 1.00" in ended.out
+    monkeypatch.setattr(judge, "time_once", fails(AssertionError("it was timed")))
+    assert hasten("prune-weights", "model.onnx", "out.onnx", "--pattern", "2:4", "-q").code == 0

@@ -30,6 +30,14 @@ TrainDataOpt = Annotated[
 TeacherOpt = Annotated[
     str | None, typer.Option("--teacher", help="The model to learn from, given as MODEL is; or --student, which makes MODEL the teacher.")
 ]
+SizeOpt = Annotated[
+    bool,
+    typer.Option(
+        "--for-size",
+        help="Train to zeros (--sparsity, --pattern) though no runtime here gets faster by them: for the packed size.",
+        rich_help_panel="Settings",
+    ),
+]
 TestOpt = Annotated[str | None, typer.Option("--test", help="Data that judges, where it lies apart.")]
 LabelsOpt = Annotated[str | None, typer.Option("--labels", help="Labels that lie apart: a CSV file,class_index for pictures, or .npy.")]
 NoLabelsOpt = Annotated[bool, typer.Option("--no-labels", help="Leave the data's labels out: agreement with the original is judged.")]

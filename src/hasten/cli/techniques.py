@@ -29,6 +29,7 @@ from hasten.cli.options import (
     PreprocessOpt,
     QuietOpt,
     ShapeOpt,
+    SizeOpt,
     TeacherOpt,
     TestOpt,
     TrainDataOpt,
@@ -37,7 +38,7 @@ from hasten.cli.options import (
     shapes_of,
     telling,
 )
-from hasten.errors import BadInput
+from hasten.errors import BadInput, Refused
 from hasten.voice import voice
 
 OBSERVING: tuple[tuple[str, Any, Any], ...] = (
@@ -55,6 +56,7 @@ LEARNING: tuple[tuple[str, Any, Any], ...] = (
     ("metric", MetricOpt, "accuracy"),
     ("lower_is_better", LowerOpt, False),
     ("output", OutputOpt, None),
+    ("for_size", SizeOpt, False),
 )
 
 TEACHING: tuple[tuple[str, Any, Any], ...] = (("teacher", TeacherOpt, None),)
@@ -98,7 +100,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
             train=given.pop("train_data", None),
         )
         shapes, example = shapes_of(given.pop("shape")), given.pop("example_input")
-        quiet, teacher = given.pop("quiet"), given.pop("teacher", None)
+        quiet, teacher, for_size = given.pop("quiet"), given.pop("teacher", None), given.pop("for_size", False)
         given.pop("debug")
         settings = row.settings(**{k: tuple(v or ()) if typing.get_origin(types[k]) is tuple else v for k, v in given.items()})
         if "student" in types:
@@ -117,10 +119,12 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
                 model = prepared(row, model, bound)
                 voice().say(f"first: {', '.join(name.replace('_', '-') for name, _ in first)} (what stands before {row.verb} on the road)")
             if row.learns:
-                made = _learn(row, model, settings, bound, Path(out))
+                made = _learn(row, model, settings, bound, Path(out), for_size)
             else:
                 made = row.apply(model, settings, bound)
                 save(made, out)
+                if row.name == "prune_weights" and not quiet:
+                    voice().say(_worth(model, made, settings.share, settings.pattern, bound).sentence)
         step, steps = made.history[-1], made.history[len(model.history) :]
         left = [skip for s in steps for skip in s.skipped]
         done = f"trained {step.changed} weights" if row.learns else f"changed {step.changed} nodes"
@@ -164,12 +168,13 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     return command
 
 
-def _learn(row: plan.Row, model: Any, settings: Any, bound: Any, out: Path) -> Any:
+def _learn(row: plan.Row, model: Any, settings: Any, bound: Any, out: Path, for_size: bool) -> Any:
     """Train, write the file, and say what the metric is before and after. `<out>.training` keeps the checkpoint until then, and the records."""
     from hasten.measure.before_after import before_after
 
     if bound is not None:
         bound = dataclasses.replace(bound, place=out.with_name(f"{out.name}.training"))
+        _not_in_vain(row, model, settings, bound, for_size)
     made = row.apply(model, settings, bound)
     save(made, str(out))
     from hasten.learn.loop import remove_checkpoint
@@ -181,3 +186,54 @@ def _learn(row: plan.Row, model: Any, settings: Any, bound: Any, out: Path) -> A
         f"{bound.metric.name} on {samples} test samples: {before:.4f} {one}, {after:.4f} {other}; the training's records: {bound.place}"
     )
     return made
+
+
+def _not_in_vain(row: plan.Row, model: Any, settings: Any, bound: Any, for_size: bool) -> None:
+    """Say what the zeros that a training is to make would bring; it stands in the training's records.
+
+    Raises Refused where no runtime gets faster by them, and the size alone was not asked for.
+    """
+    from hasten.learn.records import RECORDS
+    from hasten.learn.zeros import goal_of
+    from hasten.measure.machine import machine
+    from hasten.measure.record import Record, Records
+    from hasten.shrink.worth import Worth, by_magnitude
+
+    goal = goal_of(row.verb, settings)
+    if goal is None:
+        if for_size:
+            raise BadInput(f"{row.verb}: --for-size came, and no zeros to train to; give --sparsity too, or leave it out")
+        return
+    share, pattern = goal.share, goal.pattern.text
+    if student := getattr(settings, "student", ""):
+        from hasten.learn.student import make
+
+        model = make(model, student)
+    records, key = Records(bound.place / RECORDS), f"zeros:{model.digest}:{pattern}:{share:g}:{machine().digest}"
+    if known := records.get(key):
+        found = Worth.from_json(known.values)
+    else:
+        found = _worth(model, by_magnitude(model, share, pattern), share, pattern, bound)
+    if not found.gains and not for_size:
+        raise Refused(
+            f"{row.verb}: {found.sentence}; use prune-channels for speed, or give --for-size to train for the size alone; nothing was trained"
+        )
+    voice().say(found.sentence)
+    if known is None:
+        bound.place.mkdir(parents=True, exist_ok=True)
+        method = "pruned by magnitude, before the training; fresh processes beside the dense model"
+        records.add(Record(key, "zeros", pattern, method, found.to_json()))
+
+
+def _worth(model: Any, pruned: Any, share: float, pattern: str, bound: Any) -> Any:
+    """What the zeros of `pruned` bring in onnxruntime and OpenVINO on this machine."""
+    from hasten import check
+    from hasten.measure.judge import timing_feeds
+    from hasten.measure.machine import cores
+    from hasten.runtimes import Target
+    from hasten.search.budget import Budget
+    from hasten.shrink.worth import worth
+
+    batch = next((p.shape[0] for p in model.inputs if p.shape and isinstance(p.shape[0], int)), 1)
+    feeds = timing_feeds(bound.test if bound is not None else None, batch, check.random_feeds(model, batch))
+    return worth(model, pruned, share, pattern, Budget().runtimes, Target(cores(), batch), feeds)

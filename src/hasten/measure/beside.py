@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hasten.errors import OutOfResources
+from hasten.measure import judge
+from hasten.measure.judge import Failure, Timing
 from hasten.measure.process import Subject, Worker, WorkerFailed
+from hasten.measure.statistics import Interval, ratio_interval
 from hasten.measure.worker import Arrays
 from hasten.model import Model
 from hasten.runtimes import Target
@@ -48,3 +51,19 @@ def ratios_beside(original: Model, models: Sequence[Model], runtime: str, target
 def _undisturbed(worker: Worker, feeds: Arrays) -> float:
     _, calls, _ = worker.time(feeds, rounds=1, seconds=1e-3, calls_seconds=TURN_SECONDS, warm_up=2)
     return float(np.percentile(calls, UNDISTURBED))
+
+
+def duel(subjects: Mapping[str, Subject], feeds: Arrays, rounds: int, hopeless: float) -> Interval | Failure:
+    """How many times faster the second of two subjects is than the first, over rounds of fresh processes; after two rounds no more where it was
+    below `hopeless` in both."""
+    one, other = subjects
+    pairs: list[tuple[float, float]] = []
+    for turn in range(rounds):
+        timed = judge.duel_round(subjects, feeds, turn)
+        first, second = timed[one], timed[other]
+        if not isinstance(first, Timing) or not isinstance(second, Timing):
+            return next(t for t in (first, second) if isinstance(t, Failure))
+        pairs.append((first.seconds, second.seconds))
+        if len(pairs) == 2 and all(a < hopeless * b for a, b in pairs):
+            break
+    return ratio_interval(pairs)

@@ -20,6 +20,7 @@ from hasten import check
 from hasten.graph import Array, constant, sole_consumer
 from hasten.model import IR_VERSION, OPSET, Model, Skip
 from hasten.numerics import FORMATS, Format, combined_scale, dequantize, quantize, requantize
+from hasten.patches import patches, slide
 from hasten.runtimes import Feeds, Outputs, Target
 
 MOVERS = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "DepthToSpace", "SpaceToDepth")
@@ -244,28 +245,14 @@ def _conv(node: ir.Node, inputs: list[Any], output: Output) -> Codes:
 
 def conv_sums(node: ir.Node, x: Array, w: Array) -> Array:
     """The convolution's exact sums: x (N, C, *D), w (M, C/group, *K) as float64 whole numbers, so every sum below 2⁵³ is exact."""
-    rank = x.ndim - 2
-    group = node.attributes.get_int("group", 1)
-    strides = list(node.attributes.get_ints("strides", [1] * rank))
-    dilations = list(node.attributes.get_ints("dilations", [1] * rank))
-    pads = list(node.attributes.get_ints("pads", [0] * 2 * rank))
-    kernel = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
-    mode = node.attributes.get_string("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max((math.ceil(s / t) - 1) * t + k - s, 0) for s, t, k in zip(x.shape[2:], strides, kernel, strict=True)]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = small + large if mode == "SAME_UPPER" else large + small
-    x = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + rank]) for i in range(rank))])
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=tuple(range(2, 2 + rank)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))]
-    n, c, *size = windows.shape[: 2 + rank]
-    # (N, group, C/group, positions, taps) → (N, group, positions, C/group · taps)
-    columns = windows.reshape(n, group, c // group, math.prod(size), -1).transpose(0, 1, 3, 2, 4).reshape(n, group, math.prod(size), -1)
+    n, group, how = len(x), node.attributes.get_int("group", 1), slide(node, w.shape[2:], x.shape[2:])
+    # (N · positions, C, taps) → (N, group, positions, C/group · taps)
+    columns = patches(x, how).reshape(n, -1, group, math.prod(w.shape[1:])).swapaxes(1, 2)
     rows = w.reshape(group, len(w) // group, -1)
     sums = (
         np.einsum("ngpk,gmk->ngmp", columns, rows, optimize=True) if group > 1 else (columns[:, 0] @ rows[0].T).transpose(0, 2, 1)[:, None]
     )
-    result: Array = sums.reshape(n, len(w), *size)
+    result: Array = sums.reshape(n, len(w), *how.out(x.shape[2:]))
     return result
 
 

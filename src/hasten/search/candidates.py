@@ -53,6 +53,12 @@ class Recipe:
         return Recipe(self.name, tuple((n, s | (there if n == "prune_channels" else {})) for n, s in self.steps))
 
     @property
+    def zeros(self) -> tuple[float, str] | None:
+        """Share and pattern of the zeros that it makes, None for none."""
+        made = next((plan.make_settings(n, s) for n, s in self.steps if n == "prune_weights"), None)
+        return None if made is None else (made.share, made.pattern)
+
+    @property
     def training(self) -> Steps:
         """The chain as far as its last training; recipes that begin with the same one share it."""
         last = max((i for i, (n, _) in enumerate(self.steps) if plan.row(n).learns), default=-1)
@@ -112,6 +118,7 @@ TRAINED = (
     *(Recipe(f"distilled narrow {share:g}, int8", (*_narrow(share), *INT8)) for share in (0.5, 0.25)),
     *(Recipe(f"pruned {s:g}x, distilled{name}", (*_pruned(s), *more)) for s in SPEEDUPS[1:] for name, more in (("", ()), (", int8", INT8))),
     Recipe("int8 qat", (*GRAPH, ("qat", {"epochs": EPOCHS // 3}))),
+    Recipe("zeros 0.9, distilled", (*CLEAN, ("prune_weights", {"sparsity": 0.9}), ("distill", {"epochs": EPOCHS}), *FOLD)),
 )
 """Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""
 

@@ -41,6 +41,11 @@ def screen_one(run: Run, candidate: Candidate) -> Outcome:
     size = built["bytes"]
     if (twin := _twin(run, candidate)) is not None:
         return Outcome(candidate, twin, size=size)
+    return time_one(run, candidate, size)
+
+
+def time_one(run: Run, candidate: Candidate, size: int) -> Outcome:
+    """Time one that was built, beside the baseline."""
     if run.budget.max_size is not None and size > run.budget.max_size:
         return Outcome(candidate, f"its file has {size} bytes, {run.budget.max_size} are allowed", size=size)
     refusals = runtimes.get(candidate.runtime).unsupported(Model.load(run.path(candidate.recipe)), candidate.target)

@@ -50,30 +50,39 @@ def screen_costly(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timi
 
     `bar`: the objective above which it has none.
     """
-    found = []
+    found: list[Outcome] = []
     recipe = _measured_where_floats_did_best(recipe, tried)
     places = _where_its_like_did_best(run, recipe, tried, baseline)
     for number, untrained in enumerate(places):
         voice().step(f"first timing of {recipe.name}", number, len(places))
-        outcome = screen_one(run, untrained)
-        outcome.candidate = Candidate(recipe, untrained.runtime, untrained.target)
-        tried.append(outcome)
-        if outcome.reason:
-            continue
-        if objective(run, outcome) > bar:
-            outcome.reason = f"not trained: × {outcome.screened:.2f} would not be faster than what needs no training"
-            continue
-        seconds = outcome.timing.seconds if outcome.timing else None
-        voice().candidate(outcome.candidate.name, seconds, outcome.screened, note="before training or repair")
-        found.append(outcome)
+        found += promising(run, recipe, screen_one(run, untrained), tried, bar)
     voice().step(f"first timing of {recipe.name}", len(places), len(places))
     return found
 
 
+def promising(run: Run, recipe: Recipe, outcome: Outcome, tried: list[Outcome], bar: float) -> list[Outcome]:
+    """The outcome of the untrained recipe as one of the recipe, in `tried`; and alone in a list where it has a chance."""
+    outcome.candidate = Candidate(recipe, outcome.candidate.runtime, outcome.candidate.target)
+    tried.append(outcome)
+    if outcome.reason:
+        return []
+    if objective(run, outcome) > bar:
+        outcome.reason = f"not trained: × {outcome.screened:.2f} would not be faster than what needs no training"
+        return []
+    seconds = outcome.timing.seconds if outcome.timing else None
+    voice().candidate(outcome.candidate.name, seconds, outcome.screened, note="before training or repair")
+    return [outcome]
+
+
 def _measured_where_floats_did_best(recipe: Recipe, tried: list[Outcome]) -> Recipe:
-    floats = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
-    best = max(floats, key=lambda o: o.screened, default=tried[0]).candidate
+    best = best_float(tried)
     return recipe.measured_in(best.runtime, best.target)
+
+
+def best_float(tried: list[Outcome]) -> Candidate:
+    """Where the better graph alone was the fastest in float32; the original where there is none."""
+    floats = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
+    return max(floats, key=lambda o: o.screened, default=tried[0]).candidate
 
 
 def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:

@@ -19,6 +19,7 @@ from hasten.search.goal import allowed_drop, drop_of, objective
 from hasten.search.result import Outcome
 from hasten.search.run import Run
 from hasten.search.shrinking import screen_costly
+from hasten.search.zeros import screen_zeros
 from hasten.voice import voice
 
 WORTH_TRAINING = 0.95
@@ -47,7 +48,8 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     bar = _bar(run, tried)
     promising: dict[Recipe, list[Outcome]] = {}
     for recipe in recipes:
-        for outcome in screen_costly(run, recipe, tried, baseline, bar):
+        timed = screen_zeros(run, recipe, tried, bar) if recipe.zeros else screen_costly(run, recipe, tried, baseline, bar)
+        for outcome in timed:
             promising.setdefault(outcome.candidate.recipe, []).append(outcome)
     for rung in range(RUNGS):
         _train_all(run, promising, rung)

@@ -37,14 +37,15 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place, unique_name
-from hasten.measure import judge
+from hasten.measure.beside import duel
 from hasten.measure.judge import Failure
 from hasten.measure.machine import cores
 from hasten.measure.process import Subject
-from hasten.measure.statistics import ratio_interval
 from hasten.model import IR_VERSION, OPSET, Model, Skip
+from hasten.patches import drawn, each, patches, slide
 from hasten.quantize.calibrate import tensors
 from hasten.runtimes import Target
+from hasten.shrink.moments import Moments
 from hasten.task import BoundTask
 from hasten.voice import voice
 
@@ -53,8 +54,8 @@ PRODUCT, AFTER, BEFORE, SPATIAL = "product", "kxk-1x1", "1x1-kxk", "kx1-1xk"
 EVEN = 8
 """Ranks of at least twice this are multiples of it: the kernels' tiles are."""
 
-ROUNDS = 4
-"""Rounds of fresh processes of a layer and its factors."""
+ROUNDS, HOPELESS = 4, 0.95
+"""Rounds of fresh processes of a layer and its factors; after two no more where the factors had less than this share of its speed."""
 
 POSITIONS = 8192
 """Patches of a layer that its moments are made of, at least (and four for each number of a patch), where the samples hold so many."""
@@ -204,10 +205,6 @@ class Layer:
             return (PRODUCT,) if not self.kernel else (AFTER,)
         return (AFTER, BEFORE, SPATIAL) if len(self.kernel) == 2 and min(self.kernel) > 1 else (AFTER, BEFORE)
 
-    def numbers(self, name: str) -> list[int]:
-        """strides or dilations of a convolution."""
-        return list(self.node.attributes.get_ints(name, [1] * len(self.kernel)))
-
 
 def _layers(edited: ir.Model, settings: Factorize) -> tuple[list[Layer], list[Skip]]:
     """The layers that may be factorized, and the others with the reason."""
@@ -347,7 +344,7 @@ def _even(rank: int, up: bool) -> int:
 
 def _macs(layer: Layer, form: str) -> float:
     """Multiply-accumulates of one rank, for each position of the layer's output."""
-    out, kernel, stride = len(layer.weight), layer.kernel, layer.numbers("strides")
+    out, kernel, stride = len(layer.weight), layer.kernel, each(layer.node, "strides", len(layer.kernel))
     if form == BEFORE:
         return layer.channels * math.prod(stride) + out * math.prod(kernel)
     if form == SPATIAL:
@@ -455,26 +452,21 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
     readers: dict[str, list[Layer]] = {}
     for layer in within:
         readers.setdefault(layer.input.name or "", []).append(layer)
-    sums = {layer.name: np.zeros((layer.weight.shape[1],) * 2) for layer in within}
-    means = {layer.name: np.zeros(layer.weight.shape[1]) for layer in within}
-    counts = dict.fromkeys(sums, 0)
+    sums = {layer.name: Moments() for layer in within}
     shapes: dict[str, tuple[int, ...]] = {}
     samples = min(settings.samples, len(task.calibrate))
     for name, value, so_far in tensors(edited, list(readers), settings.samples, task) if readers else ():
         for layer in readers[name]:
             size = layer.weight.shape[1]
             wanted = -(-max(POSITIONS, 4 * size) * len(value) // samples)
-            patches = _patches(layer, value, wanted, np.random.default_rng(so_far))
-            sums[layer.name] += patches.T @ patches
-            means[layer.name] += patches.sum(axis=0, dtype=np.float64)
-            counts[layer.name] += len(patches)
+            sums[layer.name].add(_rows(layer, value, wanted, np.random.default_rng(so_far))[None])
             shapes[layer.name] = value.shape
     found = {}
     for layer in within:
-        count, mean = counts[layer.name], means[layer.name]
-        if not count:
+        total = sums[layer.name]
+        if not total.count:
             continue
-        second, mean = sums[layer.name] / count, mean / count
+        second, mean = total.second[0] / total.count, total.first[0] / total.count
         if layer.takes_bias:
             second -= np.outer(mean, mean)
         else:
@@ -484,40 +476,15 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
     return found
 
 
-def _patches(layer: Layer, value: Array, wanted: int, rng: np.random.Generator) -> Array:
+def _rows(layer: Layer, value: Array, wanted: int, rng: np.random.Generator) -> Array:
     """At most so many patches (P, D) of a layer's input, drawn at random."""
     if not layer.kernel:
         rows = value.reshape(-1, value.shape[-1])
-        return rows if len(rows) <= wanted else rows[np.sort(rng.choice(len(rows), wanted, replace=False))]
-    strides, dilations = layer.numbers("strides"), layer.numbers("dilations")
-    begin, end = _pads(layer, value.shape[2:])
-    padded = np.pad(value, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
-    made = [(s - d * (k - 1) - 1) // stride + 1 for s, d, k, stride in zip(padded.shape[2:], dilations, layer.kernel, strides, strict=True)]
-    total = len(value) * math.prod(made)
-    chosen = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, replace=False))
-    sample, *places = np.unravel_index(chosen, (len(value), *made))
-    rank = len(layer.kernel)
-    index: list[Any] = [sample.reshape(-1, *[1] * rank), slice(None)]
-    for axis, (place, stride, dilation, size) in enumerate(zip(places, strides, dilations, layer.kernel, strict=True)):
-        steps = (dilation * np.arange(size)).reshape([-1 if a == axis else 1 for a in range(rank)])
-        index.append(place.reshape(-1, *[1] * rank) * stride + steps)
-    # An index array on either side of a slice: numpy puts what they pick first, (P, kernel…), and the slice (in) last.
-    return np.moveaxis(padded[tuple(index)], -1, 1).reshape(len(chosen), -1)
-
-
-def _pads(layer: Layer, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The zeros before and behind each spatial axis."""
-    kind, rank = layer.node.attributes.get_string("auto_pad", "NOTSET"), len(layer.kernel)
-    if kind in ("SAME_UPPER", "SAME_LOWER"):
-        begin, end = [], []
-        for size, k, stride, dilation in zip(sizes, layer.kernel, layer.numbers("strides"), layer.numbers("dilations"), strict=True):
-            total = max(0, (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size)
-            less, more = total // 2, total - total // 2
-            begin.append(less if kind == "SAME_UPPER" else more)
-            end.append(more if kind == "SAME_UPPER" else less)
-        return begin, end
-    pads = list(layer.node.attributes.get_ints("pads", [0] * 2 * rank)) if kind != "VALID" else [0] * 2 * rank
-    return pads[:rank], pads[rank:]
+        found: Array = rows[drawn(len(rows), rng, wanted)]
+        return found
+    how = slide(layer.node, layer.kernel, value.shape[2:])
+    chosen = drawn(len(value) * math.prod(how.out(value.shape[2:])), rng, wanted)
+    return patches(value, how, chosen).reshape(len(chosen), -1)
 
 
 # --- the graph
@@ -560,12 +527,12 @@ def _pieces(layer: Layer, factors: Factors | None) -> list[Piece]:
 def _attributes(layer: Layer, axes: Sequence[int]) -> dict[str, Any]:
     """The convolution's strides, dilations and padding along these axes; along the others it does not slide."""
     rank = len(layer.kernel)
-    kept = {name: [n if a in axes else 1 for a, n in enumerate(layer.numbers(name))] for name in ("strides", "dilations")}
+    kept = {name: [n if a in axes else 1 for a, n in enumerate(each(layer.node, name, rank))] for name in ("strides", "dilations")}
     kind = layer.node.attributes.get_string("auto_pad", "NOTSET")
     if kind in ("SAME_UPPER", "SAME_LOWER"):
         return {**kept, "auto_pad": kind}
-    begin, end = _pads(layer, ())
-    return {**kept, "pads": [n if a % rank in axes else 0 for a, n in enumerate([*begin, *end])]}
+    pads = np.transpose(slide(layer.node, layer.kernel).pads).ravel()
+    return {**kept, "pads": [int(n) if a % rank in axes else 0 for a, n in enumerate(pads)]}
 
 
 def _replace(graph: ir.Graph, layer: Layer, factors: Factors) -> None:
@@ -607,7 +574,7 @@ def _time(
 
 
 def _duel(sides: dict[str, onnx.ModelProto], shape: tuple[int, ...], settings: Factorize) -> tuple[float, float] | str:
-    """The two models side by side, each time in fresh processes; after two rounds no more where the factors are clearly slower."""
+    """The two models side by side, each time in fresh processes."""
     feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     with tempfile.TemporaryDirectory(prefix="hasten-") as place:
         subjects = {}
@@ -615,18 +582,10 @@ def _duel(sides: dict[str, onnx.ModelProto], shape: tuple[int, ...], settings: F
             path = Path(place) / f"{name}.onnx"
             path.write_bytes(proto.SerializeToString())
             subjects[name] = Subject("onnxruntime", path, Target(settings.threads or cores(), shape[0]))
-        pairs: list[tuple[float, float]] = []
-        for turn in range(ROUNDS):
-            found = judge.duel_round(subjects, feeds, turn)
-            one, other = found["layer"], found["factors"]
-            for timing in (one, other):
-                if isinstance(timing, Failure):
-                    return f"it could not be timed: {timing.reason}"
-            pairs.append((one.seconds, other.seconds))  # type: ignore[union-attr]
-            if len(pairs) == 2 and all(a < 0.95 * b for a, b in pairs):
-                break
-    interval = ratio_interval(pairs)
-    return (interval.low if interval.bound_low is None else interval.bound_low), interval.estimate
+        found = duel(subjects, feeds, ROUNDS, HOPELESS)
+    if isinstance(found, Failure):
+        return f"it could not be timed: {found.reason}"
+    return (found.low if found.bound_low is None else found.bound_low), found.estimate
 
 
 def _alone(pieces: Sequence[Piece], shape: tuple[int, ...]) -> onnx.ModelProto:

@@ -29,6 +29,7 @@ from hasten.model import Model
 from hasten.quantize.calibrate import tensors
 from hasten.shrink.groups import Coupled, Group, Member
 from hasten.shrink.layers import Layer, layers, positions
+from hasten.shrink.moments import Moments
 from hasten.task import BoundTask
 
 Scores = dict[str, Array]
@@ -49,7 +50,7 @@ DAMPING = 1e-3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """A model's groups, its products by the name of their weight, and, with data, by layer E[x xᵀ] of the rows that it reads."""
+    """A model's groups, its products by the name of their weight, and, with data, by layer E[x xᵀ] of the rows that it reads (see `_moments`)."""
 
     coupled: Coupled
     readers: Mapping[str, Layer]
@@ -136,7 +137,7 @@ def _taylor(seen: Seen) -> Scores:
 
 
 def _activation(seen: Seen) -> Scores:
-    squares = {name: np.einsum("...ii->...i", h) for name, h in seen.moments.items()}
+    squares = {name: h if h.ndim == 2 else np.einsum("gii->gi", h) for name, h in seen.moments.items()}
     found = {}
     for group in seen.coupled.groups:
         score = np.zeros(group.channels)
@@ -219,23 +220,16 @@ def _by_channel(layer: Layer, values: Array, member: Member) -> Array:
 
 
 def _moments(edited: ir.Model, readers: Mapping[str, Layer], task: BoundTask, samples: int, seed: int) -> dict[str, Array]:
-    """By layer: E[x xᵀ] over the rows that it reads, (groups, k, k); where a row is longer than WIDEST, its diagonal alone as a diagonal matrix."""
+    """By layer: E[x xᵀ] over the rows that it reads, (groups, k, k); where a row is longer than WIDEST its diagonal alone, (groups, k)."""
     by_input: dict[str, list[Layer]] = {}
     for layer in readers.values():
         by_input.setdefault(layer.x.name or "", []).append(layer)
-    sums: dict[str, Array] = {}
-    counts: dict[str, int] = {}
+    sums = {layer.name: Moments(layer.matrices().shape[2] <= WIDEST) for layer in readers.values()}
     for name, value, _ in tensors(edited, list(by_input), samples, task):
         for layer in by_input[name]:
-            rng, limit = np.random.default_rng((seed, counts.get(layer.name, 0))), positions(layer, samples, ENOUGH)
-            rows = layer.rows(value, rng, limit).astype(np.float64)
-            if rows.shape[2] > WIDEST:
-                found = np.stack([np.diag(np.square(r).sum(0)) for r in rows])
-            else:
-                found = rows.transpose(0, 2, 1) @ rows
-            sums[layer.name] = sums[layer.name] + found if layer.name in sums else found
-            counts[layer.name] = counts.get(layer.name, 0) + rows.shape[1]
-    return {name: total / counts[name] for name, total in sums.items()}
+            rng, limit = np.random.default_rng((seed, sums[layer.name].count)), positions(layer, samples, ENOUGH)
+            sums[layer.name].add(layer.rows(value, rng, limit).astype(np.float64))
+    return {name: found.second / found.count for name, found in sums.items() if found.count}
 
 
 IMPORTANCES: dict[str, Callable[[Seen], Scores]] = {

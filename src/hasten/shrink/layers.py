@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph import Array, constant
+from hasten.patches import drawn, patches, slide
 
 POSITIONS = 64
 """Output positions of a convolution (or of a sequence) that are looked at in each sample, at most."""
@@ -64,49 +65,22 @@ class Layer:
     def rows(self, x: Array, rng: np.random.Generator, limit: int = POSITIONS) -> Array:
         """X for a batch of inputs: (groups, rows, numbers in a row). At most `limit` positions of each sample, drawn by `rng`."""
         if self.node.op_type != "Conv":
-            return _drawn(x.reshape(len(x), -1, x.shape[-1]), rng, limit)[None]
-        kernel, (strides, dilations, begins, out) = self.array.shape[2:], self._sliding(x.shape[2:])
-        ends = [
-            max(0, (o - 1) * s + (k - 1) * d + 1 - n - b)
-            for o, s, k, d, n, b in zip(out, strides, kernel, dilations, x.shape[2:], begins, strict=True)
-        ]
-        padded = np.pad(x, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
-        at = np.unravel_index(_positions(int(np.prod(out)), rng, limit), out)
-        taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
-        index = tuple(a[:, None] * s + t[None] * d for a, s, t, d in zip(at, strides, taps, dilations, strict=True))
-        found: Array = padded[(slice(None), slice(None), *index)]  # type: ignore[arg-type]  # (samples, channels, positions, taps)
-        n, c, p, k = found.shape
-        return np.ascontiguousarray(
-            found.reshape(n, self.groups, c // self.groups, p, k).transpose(1, 0, 3, 2, 4).reshape(self.groups, n * p, -1)
-        )
+            return _flat(x.reshape(len(x), -1, x.shape[-1]), rng, limit)[None]
+        how = slide(self.node, self.array.shape[2:], x.shape[2:])
+        places = int(np.prod(how.out(x.shape[2:])))
+        chosen = np.arange(len(x))[:, None] * places + drawn(places, rng, limit)
+        found = patches(x, how, chosen.ravel())
+        return np.ascontiguousarray(found.reshape(len(found), self.groups, -1).swapaxes(0, 1))
 
     def results(self, y: Array, rng: np.random.Generator, limit: int = POSITIONS) -> Array:
         """Y of the same positions, if `rng` is in the same state: (groups, rows, outputs of a group). For a value of the output's shape."""
         if self.node.op_type != "Conv":
-            return _drawn(y.reshape(len(y), -1, y.shape[-1]), rng, limit)[None]
+            return _flat(y.reshape(len(y), -1, y.shape[-1]), rng, limit)[None]
         n, c = y.shape[:2]
         flat = y.reshape(n, c, -1)
-        drawn = flat[:, :, _positions(flat.shape[2], rng, limit)]
+        some = flat[:, :, drawn(flat.shape[2], rng, limit)]
         groups = self.groups if c % self.groups == 0 else 1
-        return np.ascontiguousarray(drawn.reshape(n, groups, c // groups, -1).transpose(1, 0, 3, 2).reshape(groups, -1, c // groups))
-
-    def _sliding(self, sizes: tuple[int, ...]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Strides, dilations, padding before, output sizes, by spatial axis."""
-        a, rank = self.node.attributes, len(sizes)
-        kernel = self.array.shape[2:]
-        strides = list(a.get_ints("strides", (1,) * rank) or (1,) * rank)
-        dilations = list(a.get_ints("dilations", (1,) * rank) or (1,) * rank)
-        pads = list(a.get_ints("pads", (0,) * 2 * rank) or (0,) * 2 * rank)
-        auto = a.get_string("auto_pad") or "NOTSET"
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            out = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
-            both = [max(0, (o - 1) * s + r - n) for o, s, r, n in zip(out, strides, reach, sizes, strict=True)]
-            return strides, dilations, [b // 2 if auto == "SAME_UPPER" else b - b // 2 for b in both], out
-        if auto == "VALID":
-            pads = [0] * 2 * rank
-        out = [(n + pads[i] + pads[i + rank] - r) // s + 1 for i, (n, r, s) in enumerate(zip(sizes, reach, strides, strict=True))]
-        return strides, dilations, pads[:rank], out
+        return np.ascontiguousarray(some.reshape(n, groups, c // groups, -1).transpose(1, 0, 3, 2).reshape(groups, -1, c // groups))
 
 
 def layers(graph: ir.Graph) -> Iterator[Layer]:
@@ -135,11 +109,6 @@ def positions(layer: Layer, samples: int, enough: int) -> int:
     return int(np.clip(-(-enough * layer.matrices().shape[2] // max(1, samples)), 4, POSITIONS))
 
 
-def _positions(count: int, rng: np.random.Generator, limit: int) -> Array:
-    """Of `count` positions at most `limit`, in order."""
-    return np.arange(count) if count <= limit else np.sort(rng.choice(count, limit, replace=False))
-
-
-def _drawn(flat: Array, rng: np.random.Generator, limit: int) -> Array:
+def _flat(flat: Array, rng: np.random.Generator, limit: int) -> Array:
     """(samples, positions, n) → (rows, n)."""
-    return flat[:, _positions(flat.shape[1], rng, limit)].reshape(-1, flat.shape[2])
+    return flat[:, drawn(flat.shape[1], rng, limit)].reshape(-1, flat.shape[2])

@@ -38,6 +38,7 @@ from hasten.model import Model, Skip
 from hasten.quantize.calibrate import tensors
 from hasten.shrink import inputs
 from hasten.shrink.masks import Pattern, mask, masks_of_all, pattern_of, share_of
+from hasten.shrink.moments import Moments
 from hasten.shrink.sparsegpt import solve
 from hasten.shrink.weights import Weight, small_ends, weights
 from hasten.task import BoundTask
@@ -130,19 +131,19 @@ def observe(model: Model, settings: PruneWeights, task: BoundTask | None) -> dic
     chosen, _ = _chosen(model, settings)
     graph = model.ir.graph
     if settings.method == "wanda":
-        squares: dict[str, Array] = {}
+        squares = {w.name: Moments(whole=False) for w in chosen}
         for w, x in _inputs(model, chosen, settings, task):
-            squares[w.name] = squares.get(w.name, 0.0) + np.square(x, dtype=np.float64).sum(axis=1)
-        return {"norms": {name: np.sqrt(s).tolist() for name, s in squares.items()}}
+            squares[w.name].add(x)
+        return {"norms": {name: np.sqrt(s.second).tolist() for name, s in squares.items()}}
     found: dict[str, dict[str, str]] = {}
     for some in _passes(chosen):
-        hessians = {w.name: np.zeros((w.rows // w.height, w.size // w.rows, w.size // w.rows)) for w in some}
+        hessians = {w.name: Moments() for w in some}
         for w, x in _inputs(model, some, settings, task):
-            hessians[w.name] += x.transpose(0, 2, 1) @ x
+            hessians[w.name].add(x)
         for w in some:
             matrix = w.matrix(_array(graph, w))
             parts = matrix.reshape(-1, w.height, matrix.shape[1])
-            solved = [solve(part, h, settings.form, settings.share) for part, h in zip(parts, hessians.pop(w.name), strict=True)]
+            solved = [solve(part, h, settings.form, settings.share) for part, h in zip(parts, hessians.pop(w.name).second, strict=True)]
             found[w.name] = _packed(np.concatenate(solved).astype(matrix.dtype))
     return {"weights": found}
 
