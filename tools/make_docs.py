@@ -395,6 +395,33 @@ def chain_table() -> str:
     return _table(("model", "hasten's choice", "accuracy", "× ORT fp32", "× the fastest peer in budget", "times smaller"), rows)
 
 
+def deep_compression_table() -> str:
+    """Each network's points, size and errors with and without trained code books; the one that the benchmark chooses in bold."""
+    from benchmarks.deep_compression import NETWORKS, chosen
+
+    rows: list[tuple[Any, ...]] = []
+    for name, network in NETWORKS.items():
+        found = {(r["level"], r["bits"], r["way"]): r for r in _lines("deep_compression") if r["network"] == name}
+        best = chosen(list(found.values()), network)
+        if (floats := found.get((0.0, 32, "float"))) is not None:
+            said = f"{floats['validate_errors'] / floats['validate_samples']:.2%} · {floats['errors'] / floats['samples']:.2%}"
+            rows.append((network.title, "floats, the ONNX file", f"{floats['float_bytes']:,}", "", "", said, ""))
+        for level, bits in sorted(
+            {(r["level"], r["bits"]) for r in found.values() if r["bits"] < 32}, key=lambda point: (point[0], -point[1])
+        ):
+            ways = [found.get((level, bits, way)) for way in ("clustered", "tuned")]
+            errors = [
+                "" if r is None else f"{r['validate_errors'] / r['validate_samples']:.2%} · {r['errors'] / r['samples']:.2%}" for r in ways
+            ]
+            errors = [f"**{text}**" if r is not None and r is best else text for r, text in zip(ways, errors, strict=True)]
+            size = next(r for r in (best if best in ways else None, *reversed(ways)) if r is not None)
+            ratios = (f"{size['float_bytes'] / size['packed_bytes']:.1f} ×", f"{4 * size['parameters'] / size['packed_bytes']:.1f} ×")
+            cells = (f"{100 * level:g} % zeros, {bits} bits", f"{size['packed_bytes']:,}", *ratios)
+            rows.append((network.title, *(f"**{x}**" if best in ways else x for x in cells), *errors))
+        rows.append((network.title, "*Deep Compression*", "", "", f"*{network.paper_ratio} ×*", "", f"*{network.paper_error:.2%}*"))
+    return _table(("network", "point", "bytes", "file / file", "parameters / file", "errors, clustered", "errors, tuned"), rows)
+
+
 def study_table() -> str:
     """The case study as `make study` wrote it, with its picture."""
     file = RESULTS / "study.json"
@@ -432,6 +459,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sparse": sparse_table,
     "pruning": pruning_table,
     "chain": chain_table,
+    "deep_compression": deep_compression_table,
     "study": study_table,
 }
 

@@ -157,6 +157,15 @@ TECHNIQUES = (
         optional_data=True,
     ),
     Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
+    Row(
+        "tune_clusters",
+        "learn",
+        Phase.TUNE,
+        Effect.TRAINED,
+        "Cluster the weights and train the numbers that they share.",
+        learns=True,
+        teaches=True,
+    ),
     Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from hasten.errors import BadInput, Refused
 from hasten.learn.loop import Trained, Trainee, fit, identity_of
 from hasten.learn.parallel import team
@@ -29,6 +31,12 @@ def training_data(technique: str, task: BoundTask | None) -> Split:
     if task is None or task.train is None:
         raise Refused(f"{technique} needs data to train on, and none came; give --train-data")
     return task.train
+
+
+def spread(split: Split, samples: int) -> Split:
+    """At most so many samples of the split, at even steps: every process of a training sees the same."""
+    chosen = np.linspace(0, len(split) - 1, min(samples, len(split))).astype(np.intp)
+    return Split(split.samples, None, split.indices[chosen])
 
 
 def check_batch(model: Model) -> None:
