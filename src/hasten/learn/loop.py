@@ -60,7 +60,8 @@ class Loop:
     largest learning rate, reached after the share `warm_up` of all steps. `clip`: the largest norm of the gradient, 0 for none. `average`:
     decay of the moving average of the weights, 0 for none. `patience`: epochs without a better value on `validate` before it stops, 0 for
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
-    known how long one takes; 0 for no limit. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
+    known how long one takes; 0 for no limit. `cuts`: such cuts as a plan remembers them, so that it replays: step:steps, the number of all steps from
+    that step on. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
     crop:4, flip, rotate:10, zoom:0.1, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
     processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from 60 % of the
     steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of outputs x inputs
@@ -80,6 +81,7 @@ class Loop:
     patience: int = 0
     until: float | None = None
     seconds: float = 0.0
+    cuts: tuple[str, ...] = ()
     precision: str = "float32"
     compile: str = "auto"
     augment: tuple[str, ...] = ()
@@ -116,6 +118,9 @@ class Loop:
             )
         for text in self.augment:
             parse(text)
+        for text in self.cuts:
+            if not all(part.isdigit() for part in text.partition(":")[::2]):
+                raise BadInput(f"{verb}: the cut {text!r} is not understood; expected step:steps, such as 12:480")
         goal = goal_of(verb, self)
         if goal is None and self.pattern != "unstructured":
             raise BadInput(f"{verb}: pattern {self.pattern} was given and no sparsity; give --sparsity, the share of zeros")
@@ -172,6 +177,7 @@ class Trained:
     step_seconds: float
     peak_memory: int
     compiled: bool
+    cuts: tuple[str, ...] = ()
 
 
 def fit(trainee: Trainee, split: Split, settings: Loop, task: BoundTask, identity: str, team: Team = ALONE) -> Trained:
@@ -211,6 +217,7 @@ class _Training:
         self.drops = any(isinstance(m, Dropout) for m in trainee.executor.module.modules())
         self.steps = self.batches.steps * settings.epochs
         self.done = 0
+        self.cuts = list(settings.cuts)
         self.pieces = settings.accumulate
         self.losses: list[float] = []
         self.epoch_seconds, self.seconds = 0.0, 0.0
@@ -343,7 +350,8 @@ class _Training:
 
     def _choose_compiled(self) -> None:
         """After LOOK eager steps: compile where the rest is long enough, and keep it where it was faster in the same number of steps."""
-        if len(self.times) in (LOOK, 2 * LOOK) and self.settings.seconds:
+        self._cut()
+        if len(self.times) in (LOOK, 2 * LOOK) and self.settings.seconds and not self.settings.cuts:
             self._fit_into(self.settings.seconds - self.seconds - self.epoch_seconds, statistics.median(self.times[2:][-LOOK + 2 :]))
         if self.compiled is not None or len(self.times) < LOOK:
             return
@@ -368,7 +376,15 @@ class _Training:
         allowed = self.team.agree(self.done + max(0, int(seconds / a_step)))
         if allowed < self.steps:
             voice().say(f"training: {allowed} of {self.steps} steps fit into {self.settings.seconds:g} s")
+            self.cuts.append(f"{self.done}:{allowed}")
             self.steps = allowed
+
+    def _cut(self) -> None:
+        """As the plan remembers it."""
+        for text in self.settings.cuts:
+            step, _, steps = text.partition(":")
+            if int(step) == self.done:
+                self.steps = int(steps)
 
     # --- one epoch
 
@@ -467,6 +483,7 @@ class _Training:
             statistics.median(self.times) if self.times else float("nan"),
             peak_memory(),
             bool(self.compiled),
+            tuple(self.cuts),
         )
         if self.team.rank == 0:
             method = "wall time of all steps, judging aside; median step; peak resident memory of this process"
@@ -491,6 +508,7 @@ class _Training:
             "identity": self.identity,
             "done": self.done,
             "steps": self.steps,
+            "cuts": self.cuts,
             "pieces": self.pieces,
             "losses": self.losses,
             "epoch_seconds": self.epoch_seconds,
@@ -521,6 +539,7 @@ class _Training:
                 field, _, name = rest.partition("/")
                 self.optimizer.state[self.parameters[name]][field] = value
         self.done, self.steps, self.pieces, self.losses = state["done"], state["steps"], state["pieces"], state["losses"]
+        self.cuts = state["cuts"]
         self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
         self.best_value, self.best_epoch = state["best_value"], state["best_epoch"]
         if state["compiled"] is not None and state["compiled"] != self.compiled:

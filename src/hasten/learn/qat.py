@@ -117,7 +117,7 @@ class Qat(Loop):
 
 def qat(model: Model, settings: Qat, task: BoundTask | None) -> Model:
     """The quantized model, its codes and steps trained. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, _ = job.run("qat", prepare, model, settings, task)
+    trainee, settings = job.run("qat", prepare, model, settings, task)
     assert isinstance(trainee, Coded)
     return finish(model, trainee.deployed(), settings, "qat", len(trainee.layers), [*trainee.skipped, *trainee.zeros.notes()])
 

@@ -78,7 +78,7 @@ class TuneClusters(Loop):
 
 def tune_clusters(model: Model, settings: TuneClusters, task: BoundTask | None) -> Model:
     """The clustered model, its code books trained. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, _ = job.run("tune_clusters", prepare, model, settings, task)
+    trainee, settings = job.run("tune_clusters", prepare, model, settings, task)
     assert isinstance(trainee, Tuned)
     notes = [*trainee.start.history[-1].skipped, *trainee.zeros.notes()]
     return finish(model, trainee.executor.into(trainee.start), settings, "tune_clusters", len(trainee.clusters.names), notes)
