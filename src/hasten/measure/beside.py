@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hasten.errors import OutOfResources
 from hasten.measure import judge
-from hasten.measure.judge import Failure, Timing, time_once
+from hasten.measure.judge import Failure, Timing
 from hasten.measure.process import Subject
 from hasten.measure.statistics import Interval, ratio_interval
 from hasten.measure.worker import Arrays
@@ -54,7 +54,7 @@ def duel(subjects: Mapping[str, Subject], feeds: Arrays, rounds: int, hopeless: 
 
 
 def _seconds(path: Path, runtime: str, target: Target, feeds: Arrays) -> float:
-    timed = time_once(Subject(runtime, path, target), feeds)
+    timed = judge.time_once(Subject(runtime, path, target), feeds)
     if isinstance(timed, Failure):
         raise OutOfResources(f"a model could not be timed in {runtime}: {timed.reason}")
     return timed.seconds

@@ -72,8 +72,10 @@ class Worth:
 
     @property
     def time(self) -> str:
-        """What becomes of the time, in words; empty where it was not looked at."""
-        each = [f"{name} × {i.estimate:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in self.speed.items()]
+        """What becomes of the time, in words, the interval where it looks like a gain; empty where it was not looked at."""
+        each = [
+            f"{name} × {i.estimate:.2f}" + (f" [{i.low:.2f}, {i.high:.2f}]" if i.estimate >= GAIN else "") for name, i in self.speed.items()
+        ]
         each += [f"{name} not timed: {why}" for name, why in self.untimed.items()]
         said = f"faster in {' and '.join(self.gains)}" if self.gains else "no runtime here gains"
         return f"{said} ({', '.join(each)})" if each else ""
