@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten import check, packed
-from hasten.errors import Refused
+from hasten.errors import Refused, Unsupported
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.statistics import Interval
@@ -94,8 +94,16 @@ def test_a_large_model_is_not_packed_in_passing(clock, monkeypatch):
     monkeypatch.setattr(module, "LARGEST", 100)
     found = look()
     assert (found.dense, found.pruned) == (None, None)
-    assert "too large to be packed in passing" in found.sentence
+    assert found.sentence.endswith("; not packed: too large to be packed in passing")
     assert Worth.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_model_that_can_not_be_packed_says_why(clock, monkeypatch):
+    def sizes(model):
+        raise Unsupported("the model holds hardly anything but zeros")
+
+    monkeypatch.setattr(packed, "sizes", sizes)
+    assert look().storage == "not packed: the model holds hardly anything but zeros"
 
 
 def test_it_goes_through_json(clock):
