@@ -2,7 +2,7 @@
 
 Every contestant in a process of its own, in rounds, the order reversed every second round. Accuracy on the test split that hasten judged on, one
 sample at a time; without labels, the mean agreement with the float model. What breaks the budget is listed and does not count as the fastest.
-One JSON line per model goes to `benchmarks/results/peers.jsonl`.
+One JSON line per model goes to `benchmarks/results/peers.jsonl` (with `--train`: `peers_trained.jsonl`).
 """
 
 from __future__ import annotations
@@ -158,16 +158,28 @@ def child(kind: str, path: Path | str, samples: Path, threads: int, *what: str) 
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
-def run_case(it: Case, threads: int, rounds: int, again: bool) -> dict[str, Any]:
-    """Make, judge and time every contestant of one case. Returns what is written."""
+def training_data(it: Case) -> Any:
+    """What a trained search may train on. The peers train nothing, as they can't without the model's source."""
+    if it.name == "cifar10_resnet20":
+        parts = [np.load(it.data.with_name(f"cifar10_{part}.npz")) for part in ("train_part1", "train_part2")]
+        return tuple(np.concatenate([p[k] for p in parts]) for k in ("x", "y"))
+    return it.data
+
+
+def run_case(it: Case, threads: int, rounds: int, again: bool, minutes: float) -> dict[str, Any]:
+    """Make, judge and time every contestant of one case. `minutes`: of a search that trains too, 0: it does not. Returns what is written."""
     import hasten
 
     bench, task = prepare(it)
-    out = bench.folder / "hasten"
+    out = bench.folder / ("hasten-trained" if minutes else "hasten")
+    if minutes:
+        task = dataclasses.replace(task, train=training_data(it))
     if again and out.exists():
         shutil.rmtree(out)
     start = datetime.datetime.now()
-    result = hasten.optimize(it.model, task, out=out, max_drop=it.max_drop, threads=threads, resume=out.exists())
+    result = hasten.optimize(
+        it.model, task, out=out, max_drop=it.max_drop, threads=threads, resume=out.exists(), time_limit=minutes * 60 or None
+    )
     took = (datetime.datetime.now() - start).total_seconds()
     print(f"{it.name}: hasten chose {result.best.name} in {took:.0f} s", flush=True)
 
@@ -214,7 +226,9 @@ def run_case(it: Case, threads: int, rounds: int, again: bool) -> dict[str, Any]
         "date": datetime.date.today().isoformat(),
         "threads": threads,
         "rounds": rounds,
+        "trained": bool(minutes),
         "chosen": result.best.name,
+        "bytes": {HASTEN: (out / "model.onnx").stat().st_size, BASELINE: bench.float_model.stat().st_size},
         "optimize_seconds": round(took, 1),
         "advice": advised(result.manifest["details"]["advice"]),
         "judged_by": "accuracy" if bench.labels is not None else "cosine with the float model",
@@ -257,13 +271,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--again", action="store_true", help="optimize afresh, even where an earlier choice is there")
+    parser.add_argument("--train", type=float, default=0.0, metavar="MINUTES", help="let the search train too, for so long in all")
     arguments = parser.parse_args()
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     for name in arguments.models:
-        report = run_case(case(name), arguments.threads, arguments.rounds, arguments.again)
+        report = run_case(case(name), arguments.threads, arguments.rounds, arguments.again, arguments.train)
         show(report)
-        with (results / "peers.jsonl").open("a") as file:
+        with (results / ("peers_trained.jsonl" if arguments.train else "peers.jsonl")).open("a") as file:
             file.write(json.dumps(report) + "\n")
 
 

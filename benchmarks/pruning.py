@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py cifar10_resnet20 macs 0.5 --epochs 20     # or: time 1.6, a measured speed-up in onnxruntime
     python benchmarks/pruning.py mobilenetv2 macs 0.8                      # ImageNet sample: no training; agreement with the original counts
+    python benchmarks/pruning.py minilm parts 0.5                          # half of the heads, 30 % of the feed-forward; share of heads that go
     python benchmarks/pruning.py again cifar10_resnet20                    # times what was made once more, side by side
 
 Beside ours stands plain magnitude pruning: the same share of every group, the smallest norms go, nothing is repaired. Every accuracy is of
@@ -44,6 +45,8 @@ def opened(name: str) -> tuple[Any, Any]:
     if name in TRAINED:
         return bound_to(name)
     here = case(name)
+    if name == "minilm":
+        return _sentences(here)
     with tempfile.TemporaryDirectory() as private:
         model = doors.load(str(here.model), workdir=Path(private)).model
     bound = Task(here.data, test=here.test, preprocess=here.preprocess).bind(model)
@@ -52,6 +55,43 @@ def opened(name: str) -> tuple[Any, Any]:
     parts = (np.sort(order[:CALIBRATED]), np.sort(order[CALIBRATED:]))
     calibrate, test = (Split(samples, None, indices) for indices in parts)
     return model, dataclasses.replace(bound, calibrate=calibrate, validate=calibrate, test=test)
+
+
+def _sentences(here: Any) -> tuple[Any, Any]:
+    """MiniLM: calibrated on paragraphs of 128 tokens (no padding, which least squares would fit too), judged on SST-2's sentences."""
+    from benchmarks.models import DATA, tokenized
+
+    from hasten.model import Model
+    from hasten.task import Task
+
+    text = (DATA / "text" / "wikitext-2").rglob("*.txt")
+    with tempfile.TemporaryDirectory() as private:
+        lines = [line for path in sorted(text) for line in path.read_text().splitlines() if len(line) > 700]
+        chosen = Path(private) / "lines.tsv"
+        chosen.write_text("\n".join(lines[:600]))
+        ids, mask = tokenized(chosen)
+    whole = mask.all(1)
+    model = Model.load(here.model)
+    with np.load(here.data) as arrays:
+        data = dict(arrays)
+    bound = Task(data, calibration={"input_ids": ids[whole], "attention_mask": mask[whole]}).bind(model)
+    return model, bound
+
+
+def parts(model: Any, bound: Any, heads: float, forward: float, samples: int) -> dict[str, Any]:
+    """The observation of a pruning by kind: this share of every layer's heads goes, and of its feed-forward units."""
+    from hasten.shrink.importance import importance, see, strongest
+    from hasten.shrink.prune_channels import _coupled
+
+    coupled = _coupled(model)
+    scores = importance("reconstruction", see(coupled, bound, samples))
+    counts = {12: 1 - heads, 1536: 1 - forward}
+    kept = {
+        g.name: strongest(scores[g.name], 8 * round(share * g.channels / 8) if g.channels > 12 else round(share * g.channels)).tolist()
+        for g in coupled.groups
+        if (share := counts.get(g.channels)) is not None
+    }
+    return {"kept": kept, "left_out": [], "repaired": True, "notes": []}
 
 
 def outputs(model: Any, bound: Any) -> np.ndarray:
@@ -68,11 +108,19 @@ def quality(model: Any, bound: Any, whole: np.ndarray) -> dict[str, float]:
     found = outputs(model, bound)
     error = float(np.linalg.norm(found - whole) / np.linalg.norm(whole))
     agreement = float(np.mean(found.reshape(len(found), -1).argmax(1) == whole.reshape(len(whole), -1).argmax(1)))
+    if (
+        found.ndim == 2 and found.shape[1] > 100 and np.allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-3)
+    ):  # embeddings: cosines of all pairs
+        upper = np.triu_indices(len(found), 1)
+        pairs = [(e @ e.T)[upper] for e in (whole, found)]
+        ranks = [p.argsort().argsort().astype(np.float64) for p in pairs]
+        cosine = float(np.mean(np.sum(whole * found, 1) / np.linalg.norm(found, axis=1)))
+        return {"pearson": float(np.corrcoef(*pairs)[0, 1]), "spearman": float(np.corrcoef(*ranks)[0, 1]), "cosine": cosine}
     labelled = {} if bound.test.labels is None else {"accuracy": float(bound.metric.value(found, bound.test.labels))}
     return {**labelled, "agreement": round(agreement, 4), "error": round(error, 4)}
 
 
-def made(name: str, goal: str, value: float, epochs: int, rate: float) -> dict[str, Any]:
+def made(name: str, goal: str, value: float, epochs: int, rate: float, threads: int) -> dict[str, Any]:
     from hasten import plan
     from hasten.facts import facts
     from hasten.learn.distill import Distill, distill
@@ -92,10 +140,14 @@ def made(name: str, goal: str, value: float, epochs: int, rate: float) -> dict[s
         model = then(CLEAN, source)
         whole = outputs(model, bound)
         line["original"] = quality(model, bound, whole)
-        asked = {"speedup" if goal == "time" else "keep_macs": value}
-        settings = PruneChannels(**asked)
+        settings = PruneChannels(
+            **{"speedup" if goal == "time" else "keep_macs": value}, threads=threads, samples=192 if goal == "parts" else 512
+        )
         kept = place / "observation.json"
-        seen = json.loads(kept.read_text()) if kept.exists() else observe(model, settings, bound)
+        if kept.exists():
+            seen = json.loads(kept.read_text())
+        else:
+            seen = parts(model, bound, value, 0.6 * value, 192) if goal == "parts" else observe(model, settings, bound)
         kept.write_text(json.dumps(seen))
         repaired = prune_channels(model, settings, dataclasses.replace(bound, observation=seen))
         unrepaired = prune_channels(model, settings, dataclasses.replace(bound, observation=seen | {"repaired": False}))
@@ -164,12 +216,13 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("goal", choices=("macs", "time"))
+    parser.add_argument("goal", choices=("macs", "time", "parts"))
     parser.add_argument("value", type=float)
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=0, help="of the runtime in which widths are measured; 0: all")
     given = parser.parse_args()
-    write(made(given.model, given.goal, given.value, given.epochs, given.rate))
+    write(made(given.model, given.goal, given.value, given.epochs, given.rate, given.threads))
 
 
 if __name__ == "__main__":

@@ -598,6 +598,17 @@ def parsed(text: str):
     return json.loads(text, parse_constant=refuse)
 
 
+def test_inspect_shows_which_channels_hang_together(place, digits_cnn):
+    text = hasten("inspect", str(digits_cnn), "--no-timing", "--channels").out
+    assert "channels: " in text
+    assert " → " in text
+    assert "stays: " in text
+    assert "it reaches the model's output" in text
+    found = parsed(hasten("inspect", str(digits_cnn), "--no-timing", "--channels", "--json").out)["channels"]
+    assert {"name", "node", "channels", "first", "inexact", "weights"} == set(found["groups"][0])
+    assert found["frozen"]
+
+
 def test_json_of_inspect_and_evaluate(place, speeds):
     found = parsed(hasten("inspect", "model.onnx", "--json").out)
     assert (found["macs"], found["inputs"], found["operators"]) == (

@@ -322,6 +322,9 @@ def binary_table() -> str:
     return _table(("network", "errors, float", "errors, binary", "layers smaller", "epochs"), rows)
 
 
+HASTEN = "hasten's choice"
+
+
 def sparse_table() -> str:
     """Accuracy of the sparse models in float and int8, and the compressed files beside the dense float model's; the last line of each counts."""
     last = {(r["pattern"], r["way"]): r for r in _lines("sparse")}
@@ -338,6 +341,85 @@ def sparse_table() -> str:
         for (pattern, way), r in last.items()
     ]
     return _table(("weights", "zeros", "float", "int8", "xz of float", "xz of int8", "zeros that int8 keeps"), rows)
+
+
+def pruning_table() -> str:
+    """What is left of the accuracy (agreement where there are no labels) after pruning, plain, repaired and taught; and the measured speed."""
+    last: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for line in _lines("pruning"):
+        key = (line["model"], line["goal"], line["value"])
+        last[key] = {**last.get(key, {}), **line}
+    rows = []
+    for (model, goal, value), r in last.items():
+        if "macs" not in r:
+            continue
+
+        def quality(key: str, r: dict[str, Any] = r) -> str:
+            found = r.get(key, {})
+            return next((f"{found[k]:.4f}" for k in ("accuracy", "pearson", "agreement") if k in found), "")
+
+        times = r.get("times", {})
+        fast = {k: f" (× {times[k]:.2f})" if k in times else "" for k in ("repaired", "taught", "taught, int8")}
+        wanted = {
+            "macs": f"{value:g} of the MACs",
+            "time": f"× {value:g}",
+            "parts": f"{value:g} of the heads, {0.6 * value:.1g} of the rest",
+        }[goal]
+        rows.append(
+            (
+                model,
+                wanted,
+                f"{r['macs']:.2f}",
+                quality("original"),
+                quality("plain"),
+                *(f"{quality(k)}{fast[k]}" for k in ("repaired", "taught", "taught, int8")),
+            )
+        )
+    return _table(("model", "asked for", "MACs", "original", "plain", "repaired", "taught", "and int8"), rows)
+
+
+def chain_table() -> str:
+    """A search that may train beside what the field offers without training; the last line of each model counts."""
+    last = {r["model"]: r for r in _lines("peers_trained")}
+    rows = [
+        (
+            r["model"],
+            r["chosen"],
+            f"{r['rows']['ORT fp32']['value']:.4f} → {r['rows'][HASTEN]['value']:.4f}",
+            f"{1 / r['hasten_to_ort_fp32']:.2f}",
+            f"{1 / r['hasten_to_fastest_peer']:.2f} ({r['fastest_peer']})",
+            f"{r['bytes']['ORT fp32'] / r['bytes'][HASTEN]:.1f}",
+        )
+        for r in last.values()
+    ]
+    return _table(("model", "hasten's choice", "accuracy", "× ORT fp32", "× the fastest peer in budget", "times smaller"), rows)
+
+
+def deep_compression_table() -> str:
+    """Each network's points, size and errors with and without trained code books; the one that the benchmark chooses in bold."""
+    from benchmarks.deep_compression import NETWORKS, chosen
+
+    rows: list[tuple[Any, ...]] = []
+    for name, network in NETWORKS.items():
+        found = {(r["level"], r["bits"], r["way"]): r for r in _lines("deep_compression") if r["network"] == name}
+        best = chosen(list(found.values()), network)
+        if (floats := found.get((0.0, 32, "float"))) is not None:
+            said = f"{floats['validate_errors'] / floats['validate_samples']:.2%} · {floats['errors'] / floats['samples']:.2%}"
+            rows.append((network.title, "floats, the ONNX file", f"{floats['float_bytes']:,}", "", "", said, ""))
+        for level, bits in sorted(
+            {(r["level"], r["bits"]) for r in found.values() if r["bits"] < 32}, key=lambda point: (point[0], -point[1])
+        ):
+            ways = [found.get((level, bits, way)) for way in ("clustered", "tuned")]
+            errors = [
+                "" if r is None else f"{r['validate_errors'] / r['validate_samples']:.2%} · {r['errors'] / r['samples']:.2%}" for r in ways
+            ]
+            errors = [f"**{text}**" if r is not None and r is best else text for r, text in zip(ways, errors, strict=True)]
+            size = next(r for r in (best if best in ways else None, *reversed(ways)) if r is not None)
+            ratios = (f"{size['float_bytes'] / size['packed_bytes']:.1f} ×", f"{4 * size['parameters'] / size['packed_bytes']:.1f} ×")
+            cells = (f"{100 * level:g} % zeros, {bits} bits", f"{size['packed_bytes']:,}", *ratios)
+            rows.append((network.title, *(f"**{x}**" if best in ways else x for x in cells), *errors))
+        rows.append((network.title, "*Deep Compression*", "", "", f"*{network.paper_ratio} ×*", "", f"*{network.paper_error:.2%}*"))
+    return _table(("network", "point", "bytes", "file / file", "parameters / file", "errors, clustered", "errors, tuned"), rows)
 
 
 def study_table() -> str:
@@ -375,6 +457,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "qat": qat_table,
     "binary": binary_table,
     "sparse": sparse_table,
+    "pruning": pruning_table,
+    "chain": chain_table,
+    "deep_compression": deep_compression_table,
     "study": study_table,
 }
 

@@ -157,6 +157,15 @@ TECHNIQUES = (
         optional_data=True,
     ),
     Row("quantize_static", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights and activations, calibrated on data.", observes=True),
+    Row(
+        "tune_clusters",
+        "learn",
+        Phase.TUNE,
+        Effect.TRAINED,
+        "Cluster the weights and train the numbers that they share.",
+        learns=True,
+        teaches=True,
+    ),
     Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
 )
 
@@ -268,8 +277,16 @@ def run(plan: Plan, model: Model, task: BoundTask | None) -> tuple[Model, Plan]:
                 raise Refused(f"{technique.verb} needs data to calibrate on, and none came; give --data, or a plan that was run before")
             seen = technique.observe(model, step.settings, task)
         model = technique.apply(model, step.settings, _with_place(_with_observation(task, seen), technique, step.settings, model))
-        done.append(PlannedStep(step.technique, step.settings, seen))
+        done.append(PlannedStep(step.technique, _as_it_ran(technique, step.settings, model), seen))
     return model, dataclasses.replace(plan, steps=tuple(done))
+
+
+def _as_it_ran(technique: Row, settings: Any, made: Model) -> Any:
+    """The settings, of a training as the history has them: a time limit is there as the cut that it made."""
+    if not technique.learns:
+        return settings
+    last = next(s for s in reversed(made.history) if s.name == technique.name)
+    return make_settings(technique.name, last.settings)
 
 
 def _with_place(task: BoundTask | None, technique: Row, settings: Any, model: Model) -> BoundTask | None:

@@ -203,6 +203,22 @@ def test_two_processes_go_on_from_a_checkpoint_with_the_same_weights(average, tm
     assert same_weights(again, whole, within=1e-6)
 
 
+def test_a_training_that_time_cut_replays_to_the_same_weights(tmp_path):
+    from hasten import plan
+
+    model = toy_model()
+    begun = plan.Plan((plan.PlannedStep("train", Train(epochs=200, batch=8, seconds=0.05)),), source=model.digest)
+    made, done = plan.run(begun, model, toy_task(model, tmp_path / "cut"))
+    (ran,) = done.steps
+    assert ran.settings.seconds == 0
+    assert ran.settings.cuts
+    assert len(losses(next((tmp_path / "cut").iterdir()))) < 200
+    again, _ = plan.run(plan.Plan.from_json(done.to_json()), model, toy_task(model, tmp_path / "again"))
+    assert again.digest == made.digest
+    with pytest.raises(BadInput, match="train: the cut 'soon' is not understood; expected step:steps, such as 12:480"):
+        Train(cuts=("soon",))
+
+
 def test_what_is_dropped_does_not_depend_on_an_interruption(tmp_path, monkeypatch):
     from hasten.graph import finish, take_place
 

@@ -268,6 +268,22 @@ def test_a_small_last_layer_stays_dense():
     assert made.history[-1].skipped[0].why == "it is the last layer and has only 3.0% of the weights"
 
 
+@pytest.mark.parametrize("scope", ["global", "adaptive"])
+def test_one_threshold_for_all_layers_prunes_small_ends_too(scope, net):
+    """The share is that of all weights together; with `adaptive` no layer goes whole."""
+    made = train(net, Train(epochs=3, sparsity=0.9, scope=scope, **QUICK), task_of(net))
+    found = zero(made)
+    assert sum(int(w.sum()) for w in found.values()) == round(0.9 * sum(w.size for w in found.values()))
+    assert len({round(float(w.mean()), 2) for w in found.values()}) > 1
+    assert scope == "global" or not any(w.all() for w in found.values())
+    model = mlp_model(hidden=32, inputs=128)
+    x = np.random.default_rng(0).standard_normal((32, 128)).astype(np.float32)
+    split = Split(Arrays({"x": x}), np.arange(32) % 4, np.arange(32))
+    task = dataclasses.replace(without_data(), train=split, validate=split, metric=ACCURACY, output="y")
+    last = arrays(train(model, Train(epochs=2, sparsity=0.9, scope=scope, **QUICK), task))["w2"]
+    assert 0 < np.sum(last == 0) < last.size + (scope == "global")
+
+
 def test_held_zeros_count_and_stay_when_more_are_asked_for(net):
     sparse = pruned(net, sparsity=0.5)
     made = train(sparse, Train(epochs=3, sparsity=0.8, **QUICK), task_of(net))
@@ -409,6 +425,10 @@ def test_gradients_of_zeros_do_not_count_when_they_are_clipped(net):
     (Train, {"sparsity": 1.5}, "train: sparsity is 1.5, expected the share of zeros, above 0 and below 1"),
     (Distill, {"sparsity": 0.9, "pattern": "2:4"}, "distill: pattern 2:4 has a sparsity of 0.5, and sparsity 0.9 was given; leave it out"),
     (Train, {"pattern": "4x1"}, "train: pattern 4x1 was given and no sparsity; give --sparsity, the share of zeros"),
+    (Train, {"scope": "all"}, "train: scope 'all' is unknown; use one of layer, global, adaptive"),
+    (Train, {"scope": "global"}, "train: scope global was given and no sparsity; leave it out, or give --sparsity without N:M"),
+    (Train, {"scope": "adaptive", "pattern": "2:4"},
+     "train: scope adaptive was given and pattern 2:4, which gives every layer the same sparsity; leave it out, or give --sparsity without N:M"),
     (Binarize, {"sparsity": 0.5}, "binarize: a weight of one bit has no zero, so there is no sparsity; leave it out (--weights ternary has zeros)"),
 ])  # fmt: skip
 def test_settings_are_checked(kind, values, said):

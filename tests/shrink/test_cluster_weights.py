@@ -14,7 +14,7 @@ from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput
 from hasten.model import Model
 from hasten.plan import Plan, PlannedStep
-from hasten.shrink.cluster_weights import STARTS, ClusterWeights, cluster, cluster_weights, observe
+from hasten.shrink.cluster_weights import STARTS, ClusterWeights, cluster, cluster_weights, clustered, observe
 from hasten.task import Task
 from tests.conftest import mlp_model, model_of
 
@@ -86,6 +86,18 @@ def test_the_layers_have_few_values_and_biases_are_left_alone():
     feeds = check.random_feeds(model, 16)
     (a,), (b,), (c,) = (check.oracle(m).run(None, feeds) for m in (model, made, cluster_weights(model, ClusterWeights(bits=8), None)))
     assert np.linalg.norm(a - c) < 0.02 * np.linalg.norm(a) < np.linalg.norm(a - b) < 0.4 * np.linalg.norm(a)
+
+
+def test_biases_are_clustered_where_they_are_asked_for():
+    model = pruned(mlp_model(), 0.5)
+    made = cluster_weights(model, ClusterWeights(bits=4, bits_bias=3), None)
+    check.legal(made)
+    found = weights(made)
+    assert len(np.unique(found["b1_clustered"])) == 8 and len(np.unique(found["w1_clustered"])) == 16
+    assert np.array_equal(found["b2"], weights(model)["b2"]), "four numbers are no more than eight"
+    assert set(clustered(made, ClusterWeights(bits=4, bits_bias=3))) == {"w1_clustered", "b1_clustered", "w2_clustered", "b2"}
+    assert set(clustered(made, ClusterWeights(bits=4))) == {"w1_clustered", "w2_clustered"}
+    assert clustered(model, ClusterWeights(bits=2)) == []
 
 
 def test_what_is_pruned_stays_pruned_and_zero_is_one_of_the_values():

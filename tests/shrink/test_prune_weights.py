@@ -169,6 +169,21 @@ def test_one_threshold_for_all_layers_and_one_for_each():
     assert [int((made["layer"][n] == 0).sum()) for n in "wv"] == [32, 32]
     counts = [int((made["global"][n] == 0).sum()) for n in "wv"]
     assert sum(counts) == 64 and counts[0] > 60
+    adaptive = arrays(prune_weights(model, every(0.5, scope="adaptive"), None))
+    assert sum(int((adaptive[n] == 0).sum()) for n in "wv") == 64
+    assert all(20 < int((adaptive[n] == 0).sum()) < 44 for n in "wv"), "the size of a layer's weights does not count"
+
+
+def test_layer_adaptive_magnitudes_are_the_papers():
+    """By the definition, weight by weight; no layer is lost whole, however much is asked for."""
+    scores = [np.abs(random(3, 4)), np.abs(random(2, 5, seed=1)) * 1e-3]
+    expected = [np.array([x**2 / np.sum(np.square(s[s >= x])) for x in s.ravel()]) for s in scores]
+    form = pattern_of("p", "unstructured")
+    for share in (0.1, 0.5, 0.8):
+        threshold = np.sort(np.concatenate(expected))[round(share * 22) - 1]
+        for gone, score in zip(masks_of_all(scores, form, share, adaptive=True), expected, strict=True):
+            assert np.array_equal(gone.ravel(), score <= threshold)
+    assert [int((~gone).sum()) for gone in masks_of_all(scores, form, 20 / 22, adaptive=True)] == [1, 1]
 
 
 # --- models
@@ -377,7 +392,7 @@ def test_a_layer_of_too_many_inputs_is_left_to_wanda(monkeypatch):
     ({"pattern": "0x4"}, "prune_weights: pattern '0x4' is not understood; expected unstructured, N:M with N below M (2:4: two of four inputs stay), "
                          "or a block of outputs x inputs (4x1)"),
     ({"method": "guess"}, "prune_weights: method 'guess' is unknown; use one of magnitude, wanda, sparsegpt"),
-    ({"scope": "all"}, "prune_weights: scope 'all' is unknown; use one of layer, global"),
+    ({"scope": "all"}, "prune_weights: scope 'all' is unknown; use one of layer, global, adaptive"),
     ({"scope": "global", "pattern": "2:4"},
      "prune_weights: pattern 2:4 gives every layer the same sparsity, so scope global has no meaning; leave it out"),
     ({"scope": "global", "method": "wanda"},

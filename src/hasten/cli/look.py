@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,10 @@ from hasten.cli.options import (
 )
 from hasten.errors import ClaimFailed
 
+if TYPE_CHECKING:
+    from hasten.model import Model
+    from hasten.shrink.groups import Coupled
+
 
 def inspect_model(
     model: ModelArg,
@@ -33,6 +37,10 @@ def inspect_model(
     batch: BatchOpt = None,
     threads: ThreadsOpt = None,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Run the model in onnxruntime, layer by layer, and advise.")] = True,
+    channels: Annotated[
+        bool,
+        typer.Option("--channels", help="Also: which channels hang together, where each group's first one lies, and what can't lose any."),
+    ] = False,
     example_input: ExampleOpt = None,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
@@ -43,6 +51,8 @@ def inspect_model(
     [bold]hasten inspect model.onnx[/]
 
     [bold]hasten inspect model.onnx --shape seq=128 --no-timing --json[/]
+
+    [bold]hasten inspect model.onnx --no-timing --channels[/]
     """
     from hasten import doors
     from hasten.advise.inspection import inspect
@@ -53,14 +63,40 @@ def inspect_model(
         loaded = doors.load(model, example_inputs=examples, workdir=Path(private), check=timing).model
         found = inspect(loaded, shapes_of(shape), batch or 1, threads, timing, model)
     gc.enable()
+    coupled = _coupled(loaded) if channels else None
     if as_json:
         history = [dataclasses.asdict(s) for s in loaded.history]
         ports = {"inputs": [dataclasses.asdict(p) for p in loaded.inputs], "outputs": [dataclasses.asdict(p) for p in loaded.outputs]}
-        print_json(found.to_json() | ports | {"history": history, "digest": loaded.digest})
+        more = {"channels": _to_json(coupled)} if coupled else {}
+        print_json(found.to_json() | ports | {"history": history, "digest": loaded.digest} | more)
     else:
-        from hasten.report.look import show_inspection
+        from hasten.report.look import show_channels, show_inspection
 
         show_inspection(loaded, found)
+        if coupled:
+            show_channels(coupled)
+
+
+def _coupled(model: Model) -> Coupled:
+    from hasten.passes.fold_constants import FoldConstants, fold_constants
+    from hasten.shrink.groups import couple
+
+    return couple(fold_constants(model, FoldConstants(), None))
+
+
+def _to_json(coupled: Coupled) -> dict[str, Any]:
+    groups = [
+        {
+            "name": g.name,
+            "node": g.node,
+            "channels": g.channels,
+            "first": g.describe(0),
+            "inexact": g.inexact,
+            "weights": [m.weight for m in g.members],
+        }
+        for g in coupled.groups
+    ]
+    return {"groups": groups, "frozen": [dataclasses.asdict(s) for s in coupled.frozen]}
 
 
 def report(

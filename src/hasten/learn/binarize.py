@@ -77,7 +77,7 @@ class Binarize(Loop):
 
 def binarize(model: Model, settings: Binarize, task: BoundTask | None) -> Model:
     """The model with packed layers. Raises Refused without training data or without a layer to binarize, and what `loop.fit` raises."""
-    trainee, _ = job.run("binarize", prepare, model, settings, task)
+    trainee, settings = job.run("binarize", prepare, model, settings, task)
     return packed(model, settings, trainee.executor)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from hasten.errors import BadInput, Refused
-from hasten.learn.loop import Trained, Trainee, fit, identity_of
+from hasten.learn.loop import Trainee, fit, identity_of
 from hasten.learn.parallel import team
 from hasten.model import Model, Skip
 from hasten.task import BoundTask, Split
@@ -14,14 +17,18 @@ from hasten.task import BoundTask, Split
 Prepare = Callable[[Model, Any, BoundTask], Trainee]
 
 
-def run(technique: str, prepare: Prepare, model: Model, settings: Any, task: BoundTask | None) -> tuple[Trainee, Trained]:
-    """Make the trainee and train it. Raises Refused where there is no training data, BadInput where the model has a fixed batch."""
+def run(technique: str, prepare: Prepare, model: Model, settings: Any, task: BoundTask | None) -> tuple[Trainee, Any]:
+    """Make the trainee and train it. Returns it, and the settings as it ran: where time cut it, the cut in place of the seconds, which replays.
+
+    Raises Refused where there is no training data, BadInput where the model has a fixed batch.
+    """
     split = training_data(technique, task)
     assert task is not None
     check_batch(model)
     with team(technique, model, settings, task, split) as members:
         trainee = prepare(model, settings, task)
-        return trainee, fit(trainee, split, settings, task, identity_of(model, task, technique), members)
+        trained = fit(trainee, split, settings, task, identity_of(model, task, technique), members)
+    return trainee, dataclasses.replace(settings, seconds=0.0, cuts=trained.cuts) if trained.cuts else settings
 
 
 def training_data(technique: str, task: BoundTask | None) -> Split:
@@ -29,6 +36,12 @@ def training_data(technique: str, task: BoundTask | None) -> Split:
     if task is None or task.train is None:
         raise Refused(f"{technique} needs data to train on, and none came; give --train-data")
     return task.train
+
+
+def spread(split: Split, samples: int) -> Split:
+    """At most so many samples of the split, at even steps: every process of a training sees the same."""
+    chosen = np.linspace(0, len(split) - 1, min(samples, len(split))).astype(np.intp)
+    return Split(split.samples, None, split.indices[chosen])
 
 
 def check_batch(model: Model) -> None:

@@ -15,9 +15,9 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from hasten.measure.record import Record, Records
 from hasten.measure.worker import peak_memory
 from hasten.model import Model
 from hasten.plan import NOT_THE_RESULT
+from hasten.shrink.masks import SCOPES
 from hasten.task import BoundTask, Split
 from hasten.voice import voice
 
@@ -59,11 +60,13 @@ class Loop:
     largest learning rate, reached after the share `warm_up` of all steps. `clip`: the largest norm of the gradient, 0 for none. `average`:
     decay of the moving average of the weights, 0 for none. `patience`: epochs without a better value on `validate` before it stops, 0 for
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
-    known how long one takes; 0 for no limit. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
+    known how long one takes; 0 for no limit. `cuts`: such cuts as a plan remembers them, so that it replays: step:steps, the number of all steps from
+    that step on. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
     crop:4, flip, rotate:10, zoom:0.1, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
     processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from 60 % of the
     steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of outputs x inputs
-    (4x1).
+    (4x1). `scope`: layer; global or adaptive for the share of all weights together, under one threshold on the
+    magnitudes or on layer-adaptive ones (LAMP, arXiv 2010.07611), small first and last layers too.
     """
 
     epochs: int = 10
@@ -78,6 +81,7 @@ class Loop:
     patience: int = 0
     until: float | None = None
     seconds: float = 0.0
+    cuts: tuple[str, ...] = ()
     precision: str = "float32"
     compile: str = "auto"
     augment: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class Loop:
     seed: int = 0
     sparsity: float = 0.0
     pattern: str = "unstructured"
+    scope: str = "layer"
 
     def __post_init__(self) -> None:
         verb = type(self).__name__.lower()
@@ -103,7 +108,7 @@ class Loop:
             value = getattr(self, name)
             if not 0 <= value < high or (name == "rate" and value == 0):
                 raise BadInput(f"{verb}: {name} is {value}, expected a number {'above' if name == 'rate' else 'from'} 0 below {high:g}")
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("compile", COMPILE)):
+        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("compile", COMPILE), ("scope", SCOPES)):
             if getattr(self, name) not in known:
                 raise BadInput(f"{verb}: {name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if self.batch % (self.accumulate * self.processes):
@@ -113,8 +118,22 @@ class Loop:
             )
         for text in self.augment:
             parse(text)
-        if goal_of(verb, self) is None and self.pattern != "unstructured":
+        for text in self.cuts:
+            if not all(part.isdigit() for part in text.partition(":")[::2]):
+                raise BadInput(f"{verb}: the cut {text!r} is not understood; expected step:steps, such as 12:480")
+        goal = goal_of(verb, self)
+        if goal is None and self.pattern != "unstructured":
             raise BadInput(f"{verb}: pattern {self.pattern} was given and no sparsity; give --sparsity, the share of zeros")
+        if self.scope != "layer" and (goal is None or goal.pattern.of):
+            why = "no sparsity" if goal is None else f"pattern {self.pattern}, which gives every layer the same sparsity"
+            raise BadInput(f"{verb}: scope {self.scope} was given and {why}; leave it out, or give --sparsity without N:M")
+
+
+class Tied(Protocol):
+    """Weights that share a number: what makes their gradients one before a step, and them one after it, in tensors by the parameters' names."""
+
+    def share_gradients(self) -> None: ...
+    def tie(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +142,7 @@ class Trainee:
     distillation's adapters). `teach`: a teacher. `after_step`: called after each step (weights kept within bounds, say). `proximal`: the same,
     with the step's learning rate. `rates`: factors of the learning rate by name of a parameter. `input_gradients`: the objective takes
     gradients by the inputs, so no step is compiled. `keep_last`: the last epoch's weights are kept, where the metric is not all that counts.
-    `zeros`: what is zero and stays so, and what becomes zero.
+    `zeros`: what is zero and stays so, and what becomes zero. `tied`: weights that share one number and go on to.
     """
 
     executor: Executor
@@ -137,6 +156,7 @@ class Trainee:
     input_gradients: bool = False
     keep_last: bool = False
     zeros: Zeros = dataclasses.field(default_factory=Zeros)
+    tied: Tied | None = None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -157,6 +177,7 @@ class Trained:
     step_seconds: float
     peak_memory: int
     compiled: bool
+    cuts: tuple[str, ...] = ()
 
 
 def fit(trainee: Trainee, split: Split, settings: Loop, task: BoundTask, identity: str, team: Team = ALONE) -> Trained:
@@ -196,6 +217,7 @@ class _Training:
         self.drops = any(isinstance(m, Dropout) for m in trainee.executor.module.modules())
         self.steps = self.batches.steps * settings.epochs
         self.done = 0
+        self.cuts = list(settings.cuts)
         self.pieces = settings.accumulate
         self.losses: list[float] = []
         self.epoch_seconds, self.seconds = 0.0, 0.0
@@ -260,6 +282,8 @@ class _Training:
                 f"try a lower --rate than {self.settings.rate:g}, a longer --warm-up, or --clip"
             )
         self.zeros.mask_gradients()
+        if self.trainee.tied is not None:
+            self.trainee.tied.share_gradients()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
@@ -270,12 +294,18 @@ class _Training:
             with torch.no_grad():
                 self.trainee.proximal(rate)
         self.zeros.after_step(self.done + 1, self.steps)
+        self._tie(self.parameters)
         if self.average is not None:
             decay = min(self.settings.average, (self.done + 1) / (self.done + 10))
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
             self.zeros.clear(self.average)
+            self._tie(self.average)
         self.losses.append(loss)
         self.done += 1
+
+    def _tie(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.trainee.tied is not None:
+            self.trainee.tied.tie(tensors)
 
     def _gradients(self, batch: Batch) -> float:
         """The mean loss of the batch, its gradients left in the parameters."""
@@ -320,7 +350,8 @@ class _Training:
 
     def _choose_compiled(self) -> None:
         """After LOOK eager steps: compile where the rest is long enough, and keep it where it was faster in the same number of steps."""
-        if len(self.times) in (LOOK, 2 * LOOK) and self.settings.seconds:
+        self._cut()
+        if len(self.times) in (LOOK, 2 * LOOK) and self.settings.seconds and not self.settings.cuts:
             self._fit_into(self.settings.seconds - self.seconds - self.epoch_seconds, statistics.median(self.times[2:][-LOOK + 2 :]))
         if self.compiled is not None or len(self.times) < LOOK:
             return
@@ -345,7 +376,15 @@ class _Training:
         allowed = self.team.agree(self.done + max(0, int(seconds / a_step)))
         if allowed < self.steps:
             voice().say(f"training: {allowed} of {self.steps} steps fit into {self.settings.seconds:g} s")
+            self.cuts.append(f"{self.done}:{allowed}")
             self.steps = allowed
+
+    def _cut(self) -> None:
+        """As the plan remembers it."""
+        for text in self.settings.cuts:
+            step, _, steps = text.partition(":")
+            if int(step) == self.done:
+                self.steps = int(steps)
 
     # --- one epoch
 
@@ -444,6 +483,7 @@ class _Training:
             statistics.median(self.times) if self.times else float("nan"),
             peak_memory(),
             bool(self.compiled),
+            tuple(self.cuts),
         )
         if self.team.rank == 0:
             method = "wall time of all steps, judging aside; median step; peak resident memory of this process"
@@ -468,6 +508,7 @@ class _Training:
             "identity": self.identity,
             "done": self.done,
             "steps": self.steps,
+            "cuts": self.cuts,
             "pieces": self.pieces,
             "losses": self.losses,
             "epoch_seconds": self.epoch_seconds,
@@ -498,6 +539,7 @@ class _Training:
                 field, _, name = rest.partition("/")
                 self.optimizer.state[self.parameters[name]][field] = value
         self.done, self.steps, self.pieces, self.losses = state["done"], state["steps"], state["pieces"], state["losses"]
+        self.cuts = state["cuts"]
         self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
         self.best_value, self.best_epoch = state["best_value"], state["best_epoch"]
         if state["compiled"] is not None and state["compiled"] != self.compiled:

@@ -48,7 +48,7 @@ from hasten.quantize import quantize_static as static
 from hasten.runtimes.reference import PRODUCTS, quantizer_of
 from hasten.shrink.weights import Weight, weights
 from hasten.shrink.weights import weight as weight_of
-from hasten.task import BoundTask, Split
+from hasten.task import BoundTask
 
 DOMAIN = "hasten.qat"
 """Operators that only the trained graph has; no file holds them."""
@@ -117,7 +117,7 @@ class Qat(Loop):
 
 def qat(model: Model, settings: Qat, task: BoundTask | None) -> Model:
     """The quantized model, its codes and steps trained. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, _ = job.run("qat", prepare, model, settings, task)
+    trainee, settings = job.run("qat", prepare, model, settings, task)
     assert isinstance(trainee, Coded)
     return finish(model, trainee.deployed(), settings, "qat", len(trainee.layers), [*trainee.skipped, *trainee.zeros.notes()])
 
@@ -129,7 +129,7 @@ def prepare(model: Model, settings: Qat, task: BoundTask) -> Coded:
         model = fold_batchnorm(model, FoldBatchnorm(), None)
     to = formats(model, settings)
     seen = static.observe(
-        model, settings.static(), dataclasses.replace(task, calibrate=_spread(split, settings.samples), observation=None), to
+        model, settings.static(), dataclasses.replace(task, calibrate=job.spread(split, settings.samples), observation=None), to
     )
     start = static.code(model, seen, settings.static(), to)
     trained, layers, steps = _Rewriter(start).run()
@@ -266,12 +266,6 @@ def _mixed(texts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
         _check_bits(f"the input of {name}", int(x), activations=True)
         found[name] = (int(w), int(x))
     return found
-
-
-def _spread(split: Split, samples: int) -> Split:
-    """At most so many samples of the split, at even steps: every process of a training sees the same."""
-    chosen = np.linspace(0, len(split) - 1, min(samples, len(split))).astype(np.intp)
-    return Split(split.samples, None, split.indices[chosen])
 
 
 def _keep(bounds: list[tuple[torch.nn.Parameter, float]]) -> Callable[[], None]:

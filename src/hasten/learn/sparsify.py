@@ -92,7 +92,7 @@ class Group:
 
 def sparsify(model: Model, settings: Sparsify, task: BoundTask | None) -> Model:
     """The trained model with its zeros. Raises Refused without training data, or where there is nothing to penalise; what `loop.fit` raises."""
-    trainee, _ = job.run("sparsify", prepare, model, settings, task)
+    trainee, settings = job.run("sparsify", prepare, model, settings, task)
     return settled(model, settings, trainee.executor, trainee.zeros.notes())
 
 

@@ -11,6 +11,13 @@ step t from the end of the warm-up (t₀) to END of all steps (t₁):
 
 Depthwise convolutions stay dense, and so does a first or last layer with less than 5 % of the weights.
 
+With the scope `global` or `adaptive` s is the share of all weights together, under one threshold, the small first and last layers among them: on
+|w|, or on what a layer would lose of what is left of it (LAMP, Lee et al., arXiv 2010.07611), its weights in ascending order of magnitude:
+
+    score(w_i) = w_i² / Σ_{j ≥ i} w_j²
+
+The largest weight of each layer has the score 1, so no layer goes whole, and a weight of a small layer counts for more than one of a large layer.
+
 The masks are renewed every RENEWED of the steps; between, masked weights are set to zero after each step. Their gradients go on until t₁, so one
 that the loss pulls at can stand above the threshold at a renewal and come back. From t₁ on the masks are fixed, as held zeros are. Only epochs that
 end behind t₁ are kept, and count for `patience` and `until`.
@@ -31,7 +38,7 @@ from torch import Tensor, nn
 
 from hasten.errors import Refused
 from hasten.history import Skip, Step
-from hasten.shrink.masks import Pattern, mask, pattern_of, share_of
+from hasten.shrink.masks import Pattern, mask, masks_of_all, pattern_of, share_of
 from hasten.shrink.weights import Weight, small_ends, weights
 
 if TYPE_CHECKING:
@@ -51,11 +58,12 @@ def meant(history: Iterable[Step]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What a training's weights are to become: so large a share of zeros in this pattern, after a warm-up."""
+    """What a training's weights are to become: so large a share of zeros in this pattern, of each layer or of all together, after a warm-up."""
 
     pattern: Pattern
     share: float
     warm_up: float
+    scope: str = "layer"
 
     def span(self, steps: int) -> tuple[int, int]:
         """(step after which pruning begins, step at which it is done), of so many."""
@@ -77,7 +85,7 @@ def goal_of(verb: str, settings: Loop) -> Goal | None:
     """The goal that the settings say, None for none. Raises BadInput."""
     pattern = pattern_of(verb, settings.pattern)
     share = share_of(verb, settings.sparsity or None, pattern)
-    return None if share is None else Goal(pattern, share, settings.warm_up)
+    return None if share is None else Goal(pattern, share, settings.warm_up, settings.scope)
 
 
 class Zeros:
@@ -130,9 +138,13 @@ class Zeros:
 
     def _renew(self, share: float) -> None:
         assert self._goal is not None
-        for layer in self._layers:
-            matrix = layer.matrix(self._parameters[layer.name].detach().abs().numpy())
-            gone = torch.from_numpy(np.ascontiguousarray(layer.back(mask(matrix, self._goal.pattern, share))))
+        matrices = [layer.matrix(self._parameters[layer.name].detach().abs().numpy()) for layer in self._layers]
+        if self._goal.scope == "layer":
+            chosen = [mask(m, self._goal.pattern, share) for m in matrices]
+        else:
+            chosen = masks_of_all(matrices, self._goal.pattern, share, adaptive=self._goal.scope == "adaptive")
+        for layer, matrix in zip(self._layers, chosen, strict=True):
+            gone = torch.from_numpy(np.ascontiguousarray(layer.back(matrix)))
             self.masks[layer.name] = gone | self._held[layer.name] if layer.name in self._held else gone
 
     def state(self) -> dict[str, Tensor]:
@@ -166,7 +178,8 @@ def zeros(verb: str, model: Model, parameters: Mapping[str, nn.Parameter], setti
     goal = goal_of(verb, settings)
     if goal is None:
         return Zeros(parameters, held, names=names)
-    ends, chosen = small_ends(model.ir.graph, list(trained.values())), []
+    ends = small_ends(model.ir.graph, list(trained.values())) if goal.scope == "layer" else {}
+    chosen = []
     for w in trained.values():
         if why := w.why or goal.pattern.refusal(w) or ends.get(w.node, ""):
             skipped.append(Skip(w.node, why))

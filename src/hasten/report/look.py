@@ -14,6 +14,7 @@ from hasten.facts import Row
 from hasten.model import Model, Port
 from hasten.report.numbers import count, seconds, size, sizes
 from hasten.report.terminal import HEAVIEST, screen
+from hasten.shrink.groups import Coupled
 
 
 def show_inspection(model: Model, found: Inspection) -> None:
@@ -30,6 +31,17 @@ def show_inspection(model: Model, found: Inspection) -> None:
     for number, advice in enumerate(found.advice):
         for text in advice_lines(advice, first=number == 0):
             console.print(text, soft_wrap=True, markup=False)
+
+
+def show_channels(coupled: Coupled) -> None:
+    """Each group: its channels, and where the first one is made and goes into; what can't lose any, and why."""
+    console = screen()
+    for group in coupled.groups:
+        console.print(f"channels: {group.channels} of {group.name}: {group.describe(0)}", soft_wrap=True, markup=False)
+        if group.inexact:
+            console.print(f"          removed is not as if zeroed: {group.inexact}", soft_wrap=True, markup=False)
+    for skip in coupled.frozen:
+        console.print(f"stays:    {skip.node}: {skip.why}", soft_wrap=True, markup=False)
 
 
 OBSERVED = 1.2

@@ -25,6 +25,9 @@ from hasten.voice import voice
 WORTH_TRAINING = 0.95
 """A candidate is trained where it promises at most this share of the time of the best that needs no training."""
 
+TIMED_AGAIN = 3
+"""So many of the best that need no training are timed once more before they set the bar."""
+
 RUNGS = 3
 """So often those that do not keep the budget yet are trained on, half as many each time, for twice as long."""
 
@@ -42,7 +45,7 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     if run.task is None or run.task.train is None or not budget.training:
         return
     recipes = tuple(r for r in TRAINED if not budget.recipes or r.name in budget.recipes)
-    bar = min((objective(run, o) for o in tried if not o.reason and o.timing), default=math.inf) * WORTH_TRAINING
+    bar = _bar(run, tried)
     promising: dict[Recipe, list[Outcome]] = {}
     for recipe in recipes:
         timed = screen_zeros(run, recipe, tried, bar) if recipe.zeros else screen_costly(run, recipe, tried, baseline, bar)
@@ -51,6 +54,16 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     for rung in range(RUNGS):
         _train_all(run, promising, rung)
         promising = _better_half(run, promising, tried, rung)
+
+
+def _bar(run: Run, tried: list[Outcome]) -> float:
+    """What a training must promise to reach. The best are timed once more for it: by one lucky timing nothing would be trained."""
+    rivals = sorted((o for o in tried if not o.reason and o.timing), key=lambda o: objective(run, o))
+    for outcome in rivals[:TIMED_AGAIN] if run.budget.objective != "size" else ():
+        timed, ratio = run.screen(outcome.candidate.name, run.subject(outcome.candidate), "screened before training")
+        if not isinstance(timed, Failure):
+            outcome.screened = math.sqrt(outcome.screened * ratio)
+    return min((objective(run, o) for o in rivals), default=math.inf) * WORTH_TRAINING
 
 
 def _train_all(run: Run, promising: dict[Recipe, list[Outcome]], rung: int) -> None:

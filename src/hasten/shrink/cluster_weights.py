@@ -34,7 +34,10 @@ STARTS = ("optimal", "linear")
 WEIGHTS = {
     "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Gather": (0,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)
 }  # fmt: skip
-"""Operators whose weights are clustered, and which of their inputs these are: biases are not."""
+"""Operators whose weights are clustered, and which of their inputs these are."""
+
+BIASES = {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,)}
+"""The same for biases, where they are asked for."""
 
 QUANTILES = 1024
 """Pieces of the sorted weights between which dynamic programming sets the borders, at most."""
@@ -45,12 +48,14 @@ ITERATIONS = 100
 
 @dataclasses.dataclass(frozen=True)
 class ClusterWeights:
-    """`bits`: a layer keeps at most 2ᵇ distinct weights. `bits_conv`: the same for convolutions, 0 for as many. `start`: optimal or linear.
+    """`bits`: a layer keeps at most 2ᵇ distinct weights. `bits_conv`: the same for convolutions, 0 for as many. `bits_bias`: the same
+    for the biases of Conv and Gemm, 0 to leave them alone; they are few, and count once the rest is small. `start`: optimal or linear.
     `samples`: at most so many of the calibration split are looked at. `exclude`: node names.
     """
 
     bits: int = 4
     bits_conv: int = 0
+    bits_bias: int = 0
     start: str = "optimal"
     samples: int = 128
     exclude: tuple[str, ...] = ()
@@ -58,8 +63,9 @@ class ClusterWeights:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise BadInput(f"cluster_weights: bits is {self.bits}, expected 1 to 8")
-        if not 0 <= self.bits_conv <= 8:
-            raise BadInput(f"cluster_weights: bits_conv is {self.bits_conv}, expected 1 to 8, or 0 for as many as bits")
+        for name, none in (("bits_conv", "for as many as bits"), ("bits_bias", "to leave biases alone")):
+            if not 0 <= getattr(self, name) <= 8:
+                raise BadInput(f"cluster_weights: {name} is {getattr(self, name)}, expected 1 to 8, or 0 {none}")
         if self.start not in STARTS:
             raise BadInput(f"cluster_weights: start is {self.start!r}, expected one of {', '.join(STARTS)}")
         if self.samples < 1:
@@ -79,17 +85,27 @@ def cluster_weights(model: Model, settings: ClusterWeights, task: BoundTask | No
         if array is None:
             skipped += [Skip(readers[0].name or "", why)] if why else []
             continue
-        bits = settings.bits_conv or settings.bits if readers[0].op_type.startswith("Conv") else settings.bits
+        bits = _bits(value, settings)
         if len(np.unique(array)) <= 1 << bits:
             skipped.append(
                 Skip(readers[0].name or "", f"its weights {value.name!r} have no more than {1 << bits} distinct values as they are")
             )
             continue
-        weight = _spread(readers, array, seen["moments"])
+        weight = _spread(readers, array, seen["moments"]) if array.ndim > 1 else None
         clustered = add_weight(edited.graph, f"{value.name}_clustered", cluster(array, 1 << bits, weight, settings.start))
         ir.convenience.replace_all_uses_with(value, clustered)
         changed += len(readers)
     return finish(model, edited, settings, "cluster_weights", changed, skipped)
+
+
+def clustered(model: Model, settings: ClusterWeights) -> list[str]:
+    """Names of the initializers that are clustered under these settings, all with few enough distinct values afterwards."""
+    found = []
+    for value in model.ir.graph.initializers.values():
+        array, _ = _array(value, settings)
+        if array is not None and len(np.unique(array)) <= 1 << _bits(value, settings):
+            found.append(value.name or "")
+    return found
 
 
 def observe(model: Model, settings: ClusterWeights, task: BoundTask | None) -> dict[str, Any]:
@@ -132,9 +148,15 @@ def cluster(array: Array, count: int, importance: Array | None = None, start: st
 def _array(value: ir.Value, settings: ClusterWeights) -> tuple[Array | None, str]:
     """The weights to cluster; or none, and why, where that is worth a word."""
     tensor, readers = value.const_value, [use.node for use in value.uses()]
-    if tensor is None or not readers or len(tensor.shape) < 2 or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+    if tensor is None or not readers or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return None, ""
-    others = [use.node for use in value.uses() if use.node.domain != "" or use.idx not in WEIGHTS.get(use.node.op_type, ())]
+    rank = len(tensor.shape)
+    if rank < (1 if settings.bits_bias else 2):
+        return None, ""
+    places = BIASES if rank == 1 else WEIGHTS
+    others = [use.node for use in value.uses() if use.node.domain != "" or use.idx not in places.get(use.node.op_type, ())]
+    if others and rank == 1:
+        return None, ""
     if others:
         return None, f"{value.name!r} is not the weights of a layer alone: {others[0].op_type} reads it as something else"
     if any(node.name in settings.exclude for node in readers):
@@ -142,6 +164,14 @@ def _array(value: ir.Value, settings: ClusterWeights) -> tuple[Array | None, str
     if value.is_graph_output() or any(node.graph is not value.graph for node in readers):
         return None, f"{value.name!r} is read by a subgraph, or an output of the graph"
     return tensor.numpy(), ""
+
+
+def _bits(value: ir.Value, settings: ClusterWeights) -> int:
+    """Of a code for the weights."""
+    assert value.const_value is not None
+    if len(value.const_value.shape) == 1:
+        return settings.bits_bias
+    return settings.bits_conv or settings.bits if next(iter(value.uses())).node.op_type.startswith("Conv") else settings.bits
 
 
 def _channel_axis(node: ir.Node) -> int | None:

@@ -16,6 +16,9 @@ from hasten.errors import BadInput
 from hasten.graph import Array
 from hasten.shrink.weights import Weight
 
+SCOPES = ("layer", "global", "adaptive")
+"""Where scores are compared: within each layer, across all of them, or across all as `_adaptive` weighs them."""
+
 TOLERANCE = 0.005
 """A sparsity that is given beside N:M may differ by so much from the one that N:M has (0.67 for 1:3)."""
 
@@ -89,9 +92,11 @@ def mask(scores: Array, pattern: Pattern, share: float, *, by_row: bool = False)
     return _whole(chosen, pattern)
 
 
-def masks_of_all(scores: Sequence[Array], pattern: Pattern, share: float) -> list[Array]:
-    """The same with one threshold for several matrices. Not for N:M."""
+def masks_of_all(scores: Sequence[Array], pattern: Pattern, share: float, *, adaptive: bool = False) -> list[Array]:
+    """The same with one threshold for several matrices; adaptive: on what each would lose of its own (magnitudes alone). Not for N:M."""
     units = [_units(s, pattern) for s in scores]
+    if adaptive:
+        units = [_adaptive(np.square(u, dtype=np.float64) if pattern.rows == pattern.columns == 1 else u) for u in units]
     chosen = smallest(np.concatenate([u.ravel() for u in units]), round(share * sum(u.size for u in units)))
     parts = np.split(chosen, np.cumsum([u.size for u in units])[:-1])
     return [_whole(part.reshape(u.shape), pattern) for part, u in zip(parts, units, strict=True)]
@@ -106,6 +111,19 @@ def smallest(values: Array, count: int) -> Array:
     chosen[values < threshold] = True
     chosen[np.flatnonzero(values == threshold)[: count - int(chosen.sum())]] = True
     return chosen
+
+
+def _adaptive(squares: Array) -> Array:
+    """Layer-adaptive magnitudes (Lee et al., LAMP, arXiv 2010.07611): of squares in ascending order x_i / Σ_{j ≥ i} x_j.
+
+    It is what a layer loses of what it still has when the smaller ones are gone: the largest has 1, so every layer keeps some.
+    """
+    order = np.argsort(squares, axis=None, kind="stable")
+    ascending = squares.ravel()[order]
+    left = np.cumsum(ascending[::-1])[::-1]
+    found = np.empty_like(ascending)
+    found[order] = ascending / np.where(left > 0, left, 1)
+    return found.reshape(squares.shape)
 
 
 def _units(scores: Array, pattern: Pattern) -> Array:

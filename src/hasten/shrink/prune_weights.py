@@ -37,13 +37,13 @@ from hasten.graph import Array, constant, finish
 from hasten.model import Model, Skip
 from hasten.quantize.calibrate import tensors
 from hasten.shrink import inputs
-from hasten.shrink.masks import Pattern, mask, masks_of_all, pattern_of, share_of
+from hasten.shrink.masks import SCOPES, Pattern, mask, masks_of_all, pattern_of, share_of
 from hasten.shrink.moments import Moments
 from hasten.shrink.sparsegpt import solve
 from hasten.shrink.weights import Weight, small_ends, weights
 from hasten.task import BoundTask
 
-METHODS, SCOPES = ("magnitude", "wanda", "sparsegpt"), ("layer", "global")
+METHODS = ("magnitude", "wanda", "sparsegpt")
 
 LARGEST = 8192
 """Inputs of a layer whose Hessian is made: it has 0.5 GB."""
@@ -55,8 +55,9 @@ AT_ONCE = 1 << 27
 @dataclasses.dataclass(frozen=True)
 class PruneWeights:
     """`sparsity`: the share of zeros; left out it is 0.5, or what N:M says. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay) or
-    blocks of outputs x inputs (4x1). `method`: magnitude, or wanda and sparsegpt, which want data. `scope`: layer, or global for one threshold
-    for all layers (magnitude alone). `first_last`: a first and a last layer with less than 5 % of
+    blocks of outputs x inputs (4x1). `method`: magnitude, or wanda and sparsegpt, which want data. `scope`: layer, global for one threshold
+    for all layers, or adaptive for one threshold on |w|² over the sum of the layer's squares that are no smaller (LAMP, arXiv 2010.07611;
+    both with magnitude alone). `first_last`: a first and a last layer with less than 5 % of
     the weights too. `exclude`: names of nodes that stay dense. `samples`: at most
     so many calibrate."""
 
@@ -73,13 +74,13 @@ class PruneWeights:
         for name, known in (("method", METHODS), ("scope", SCOPES)):
             if getattr(self, name) not in known:
                 raise BadInput(f"prune_weights: {name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
-        if self.scope == "global" and self.form.of:
+        if self.scope != "layer" and self.form.of:
             raise BadInput(
-                f"prune_weights: pattern {self.pattern} gives every layer the same sparsity, so scope global has no meaning; leave it out"
+                f"prune_weights: pattern {self.pattern} gives every layer the same sparsity, so scope {self.scope} has no meaning; leave it out"
             )
-        if self.scope == "global" and self.method != "magnitude":
+        if self.scope != "layer" and self.method != "magnitude":
             raise BadInput(
-                f"prune_weights: {self.method} compares within a layer, so scope global has no meaning; use method magnitude, or scope layer"
+                f"prune_weights: {self.method} compares within a layer, so scope {self.scope} has no meaning; use method magnitude, or scope layer"
             )
         if self.samples < 1:
             raise BadInput(f"prune_weights: samples is {self.samples}, expected at least 1")
@@ -106,8 +107,9 @@ def prune_weights(model: Model, settings: PruneWeights, task: BoundTask | None) 
         scores = {name: np.abs(m) for name, m in before.items()}
         if settings.method == "wanda":
             scores = {w.name: scores[w.name] * np.repeat(np.asarray(_seen(seen, "norms", w)), w.height, axis=0) for w in chosen}
-        if settings.scope == "global":
-            gone = dict(zip(scores, masks_of_all(list(scores.values()), settings.form, settings.share), strict=True))
+        if settings.scope != "layer":
+            adaptive = settings.scope == "adaptive"
+            gone = dict(zip(scores, masks_of_all(list(scores.values()), settings.form, settings.share, adaptive=adaptive), strict=True))
         else:
             gone = {n: mask(s, settings.form, settings.share, by_row=settings.method == "wanda") for n, s in scores.items()}
         after = {name: np.where(gone[name], 0, matrix) for name, matrix in before.items()}

@@ -32,6 +32,8 @@ SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 EXCHANGES, FEW = 20, 120
 """At the end of a choice, at most so many exchanges between two units; 2 where there are more options than FEW."""
 
+DENSE = ("Gemm", "MatMul")
+
 LEFT_OUT = 0
 """The option of a block that is left out."""
 
@@ -67,7 +69,7 @@ def space(coupled: Coupled, groups: Sequence[Group], multiple: int, blocks: bool
     graph = coupled.model.ir.graph
     known = facts(coupled.model)
     counted = {r.name: r for r in known.rows}
-    products = [n for n in graph if (r := counted.get(n.name or "")) is not None and r.macs]
+    products = [n for n in graph if (r := counted.get(n.name or "")) is not None and (r.macs or (r.macs is None and n.op_type in DENSE))]
     row = {n.name or "": i for i, n in enumerate(products)}
     parameters = np.zeros(len(products))
     axes = np.arange(2 * len(products)).reshape(-1, 2)
@@ -97,8 +99,9 @@ def space(coupled: Coupled, groups: Sequence[Group], multiple: int, blocks: bool
         inside = frozenset(row[n.name or ""] for n in _nodes_of(graph, block) if n.name in row)
         kind = sorted((products[i].op_type, counted[products[i].name or ""].macs or 0) for i in inside)
         units.append(Unit(block.name, None, block, (1, LEFT_OUT), {}, inside, f"block of {kind}"))
-    macs = np.array([float(counted[n.name or ""].macs or 0) for n in products])
-    return Space(tuple(units), axes, macs, parameters, float(known.macs), float(known.parameters))
+    # Where the number of rows is unknown, it is one a sample.
+    macs = np.array([float(counted[n.name or ""].macs or parameters[i]) for i, n in enumerate(products)])
+    return Space(tuple(units), axes, macs, parameters, float(macs.sum()), float(known.parameters))
 
 
 def _counts(channels: int, multiple: int) -> tuple[int, ...]:
