@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten import check, packed
-from hasten.errors import Refused
+from hasten.errors import Refused, Unsupported
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.statistics import Interval
@@ -41,7 +41,7 @@ def look(names=BOTH, share=0.9, pattern="unstructured") -> Worth:
 def test_without_a_gain_two_rounds_are_enough_and_it_is_said(clock):
     found = look()
     assert found.gains == ()
-    assert found.time == "no runtime here gains (onnxruntime × 1.00 [1.00, 1.00], openvino × 1.00 [1.00, 1.00])"
+    assert found.time == "no runtime here gains (onnxruntime × 1.00, openvino × 1.00)"
     assert found.sentence.startswith("90 % unstructured zeros: no runtime here gains (onnxruntime × 1.00")
     assert len(clock[1]) == 2 * 2 * 2
 
@@ -50,7 +50,7 @@ def test_a_gain_is_told_with_its_runtime(clock):
     clock[0]["openvino"] = 5e-4
     found = look()
     assert found.gains == ("openvino",)
-    assert found.time == "faster in openvino (onnxruntime × 1.00 [1.00, 1.00], openvino × 2.00 [2.00, 2.00])"
+    assert found.time == "faster in openvino (onnxruntime × 1.00, openvino × 2.00 [2.00, 2.00])"
     assert [runtime for runtime, _ in clock[1]].count("openvino") == 2 * module.ROUNDS
 
 
@@ -61,8 +61,11 @@ def test_a_gain_is_told_with_its_runtime(clock):
 def test_no_gain_within_the_noise_or_too_small(clock, times):
     clock[0]["onnxruntime"] = iter(times)
     found = look(("onnxruntime",))
-    assert found.speed["onnxruntime"].estimate > 1
+    i = found.speed["onnxruntime"]
+    assert i.estimate > 1
     assert found.gains == ()
+    interval = f" [{i.low:.2f}, {i.high:.2f}]" if i.estimate >= module.GAIN else ""
+    assert found.time == f"no runtime here gains (onnxruntime × {i.estimate:.2f}{interval})"
 
 
 def test_what_can_not_be_timed_is_said(clock):
@@ -91,8 +94,16 @@ def test_a_large_model_is_not_packed_in_passing(clock, monkeypatch):
     monkeypatch.setattr(module, "LARGEST", 100)
     found = look()
     assert (found.dense, found.pruned) == (None, None)
-    assert "too large to be packed in passing" in found.sentence
+    assert found.sentence.endswith("; not packed: too large to be packed in passing")
     assert Worth.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_model_that_can_not_be_packed_says_why(clock, monkeypatch):
+    def sizes(model):
+        raise Unsupported("the model holds hardly anything but zeros")
+
+    monkeypatch.setattr(packed, "sizes", sizes)
+    assert look().storage == "not packed: the model holds hardly anything but zeros"
 
 
 def test_it_goes_through_json(clock):

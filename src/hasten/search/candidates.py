@@ -118,7 +118,7 @@ TRAINED = (
     *(Recipe(f"distilled narrow {share:g}, int8", (*_narrow(share), *INT8)) for share in (0.5, 0.25)),
     *(Recipe(f"pruned {s:g}x, distilled{name}", (*_pruned(s), *more)) for s in SPEEDUPS[1:] for name, more in (("", ()), (", int8", INT8))),
     Recipe("int8 qat", (*GRAPH, ("qat", {"epochs": EPOCHS // 3}))),
-    Recipe("zeros 0.9, distilled", (*CLEAN, ("prune_weights", {"sparsity": 0.9}), ("distill", {"epochs": EPOCHS}), *FOLD)),
+    Recipe("distilled zeros 0.9", (*CLEAN, ("prune_weights", {"sparsity": 0.9}), ("distill", {"epochs": EPOCHS}), *FOLD)),
 )
 """Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""
 

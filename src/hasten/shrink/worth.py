@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import packed, runtimes
+from hasten.errors import Unsupported
 from hasten.measure.beside import duel
 from hasten.measure.judge import Failure
 from hasten.measure.process import Subject
@@ -45,7 +46,7 @@ LARGEST = 64 << 20
 @dataclasses.dataclass(frozen=True)
 class Worth:
     """Of a share of zeros in a pattern. `speed`: by runtime, how many times faster the pruned shape is. `untimed`: by runtime, why it could not be
-    timed. `dense`, `pruned`: sizes, None where the models are too large to be packed."""
+    timed. `dense`, `pruned`: sizes; `unpacked`: why there are none."""
 
     share: float
     pattern: str
@@ -53,6 +54,7 @@ class Worth:
     untimed: dict[str, str] = dataclasses.field(default_factory=dict)
     dense: Sizes | None = None
     pruned: Sizes | None = None
+    unpacked: str = ""
 
     @property
     def gains(self) -> tuple[str, ...]:
@@ -67,13 +69,15 @@ class Worth:
     def storage(self) -> str:
         """What becomes of the file, in words."""
         if self.dense is None or self.pruned is None:
-            return "too large to be packed in passing (`hasten convert --to packed` tells its sizes)"
+            return f"not packed: {self.unpacked}"
         return ", ".join(_of(name, getattr(self.dense, name), getattr(self.pruned, name)) for name in ("raw", "packed", "entropy_coded"))
 
     @property
     def time(self) -> str:
-        """What becomes of the time, in words; empty where it was not looked at."""
-        each = [f"{name} × {i.estimate:.2f} [{i.low:.2f}, {i.high:.2f}]" for name, i in self.speed.items()]
+        """What becomes of the time, in words, the interval where it looks like a gain; empty where it was not looked at."""
+        each = [
+            f"{name} × {i.estimate:.2f}" + (f" [{i.low:.2f}, {i.high:.2f}]" if i.estimate >= GAIN else "") for name, i in self.speed.items()
+        ]
         each += [f"{name} not timed: {why}" for name, why in self.untimed.items()]
         said = f"faster in {' and '.join(self.gains)}" if self.gains else "no runtime here gains"
         return f"{said} ({', '.join(each)})" if each else ""
@@ -111,8 +115,11 @@ def worth(model: Model, pruned: Model, share: float, pattern: str, names: Sequen
                 speed[name] = found
     voice().step("what zeros bring", len(names), len(names))
     if model.weight_bytes > LARGEST:
-        return Worth(share, pattern, speed, untimed)
-    return Worth(share, pattern, speed, untimed, packed.sizes(model), packed.sizes(pruned))
+        return Worth(share, pattern, speed, untimed, unpacked="too large to be packed in passing")
+    try:
+        return Worth(share, pattern, speed, untimed, packed.sizes(model), packed.sizes(pruned))
+    except Unsupported as e:
+        return Worth(share, pattern, speed, untimed, unpacked=str(e))
 
 
 def by_magnitude(model: Model, share: float, pattern: str) -> Model:
