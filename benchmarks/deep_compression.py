@@ -74,7 +74,7 @@ NETWORKS = {
         (5, 4, 3),
         {"epochs": 60, "rate": 3e-3, "augment": ("shift:1",), "average": 0.999},
         {"epochs": 15, "rate": 2e-3, "augment": ("shift:1",), "average": 0.999, "scope": "adaptive"},
-        {"epochs": 3, "rate": 3e-4, "augment": ("shift:1",), "average": 0.999},
+        {"epochs": 3, "rate": 1e-3, "augment": ("shift:1",), "average": 0.999},
     ),
     "lenet_5": Network(
         "LeNet-5",
@@ -82,11 +82,11 @@ NETWORKS = {
         431_080,
         0.0074,
         39,
-        (0.97, 0.985, 0.99, 0.9925),
+        (0.97, 0.985, 0.99),
         (5, 4, 3),
         {"epochs": 16, "rate": 2e-3, "augment": ("shift:1", "rotate:8", "zoom:0.08"), "average": 0.999},
         {"epochs": 6, "rate": 2e-3, "augment": ("shift:1", "rotate:8", "zoom:0.08"), "average": 0.999, "scope": "adaptive"},
-        {"epochs": 1, "rate": 3e-4, "augment": ("shift:1", "rotate:8", "zoom:0.08"), "average": 0.99},
+        {"epochs": 1, "rate": 1e-3, "augment": ("shift:1", "rotate:8", "zoom:0.08"), "average": 0.99},
     ),
 }
 LOOP = {"batch": 128}

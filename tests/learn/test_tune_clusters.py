@@ -134,6 +134,14 @@ def test_a_stopped_training_goes_on_to_the_very_same_weights(stopped_after, spar
     assert all(np.array_equal(a, arrays(resumed)[k]) for k, a in arrays(whole).items())
 
 
+def test_two_processes_keep_the_codes_too(sparse):
+    values = {"epochs": 1, "bits": 3, "average": 0.9} | QUICK
+    one, two = (tune_clusters(sparse, TuneClusters(processes=n, **values), task_of(sparse)) for n in (1, 2))
+    for name in ("w1", "w2"):
+        assert codes(arrays(two)[name]) == codes(arrays(one)[name])
+        np.testing.assert_allclose(arrays(two)[name], arrays(one)[name], rtol=1e-3, atol=1e-4)
+
+
 def test_it_stands_behind_clustering_in_a_plan(sparse):
     steps = (
         PlannedStep("prune_weights", plan.make_settings("prune_weights", {"first_last": True})),
