@@ -153,6 +153,7 @@ def test_it_stands_behind_clustering_in_a_plan(sparse):
 
 
 @pytest.mark.parametrize("values, said", [
+    ({"epochs": -1}, "tune_clusters: epochs is -1, expected at least 0"),
     ({"bits": 9}, "cluster_weights: bits is 9, expected 1 to 8"),
     ({"bits_bias": 9}, "cluster_weights: bits_bias is 9, expected 1 to 8, or 0 to leave biases alone"),
     ({"sparsity": 0.5}, "tune_clusters: codes stay as they are, so nothing is pruned here; prune before, and leave --sparsity and --pattern out"),
