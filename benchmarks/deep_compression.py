@@ -129,6 +129,8 @@ class Bench:
         return Model.load(done)
 
     def run(self, deepest: float) -> None:
+        from hasten.shrink.cluster_weights import ClusterWeights, cluster_weights
+
         self.floats = None
         self.floats = self.made("float", "train", self.untrained, **self.network.floats)
         self.line(0.0, 32, "float", self.floats, {})
@@ -137,17 +139,12 @@ class Bench:
             model = self.made(f"{level:g}", "distill", model, sparsity=level, epochs=epochs, **self.network.pruning)
             self.line(level, 32, "pruned", model, {})
             for bits in self.network.bits:
-                self.clustered(level, bits, model)
-
-    def clustered(self, level: float, bits: int, model: Any) -> None:
-        from hasten.shrink.cluster_weights import ClusterWeights, cluster_weights
-
-        settings = {"bits": bits, "bits_bias": bits}
-        self.line(level, bits, "clustered", cluster_weights(model, ClusterWeights(**settings), self.task), settings)
-        if bits <= TUNED:
-            self.line(
-                level, bits, "tuned", self.made(f"{level:g}-{bits}", "tune_clusters", model, **settings, **self.network.tuning), settings
-            )
+                settings = {"bits": bits, "bits_bias": bits}
+                self.line(level, bits, "clustered", cluster_weights(model, ClusterWeights(**settings), self.task), settings)
+            for bits in (b for b in self.network.bits if b <= TUNED):
+                settings = {"bits": bits, "bits_bias": bits}
+                tuned = self.made(f"{level:g}-{bits}", "tune_clusters", model, **settings, **self.network.tuning)
+                self.line(level, bits, "tuned", tuned, settings)
 
     def line(self, level: float, bits: int, way: str, model: Any, settings: dict[str, Any]) -> None:
         """Pack, unpack, measure and write, unless that line is there."""
