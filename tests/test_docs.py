@@ -221,7 +221,8 @@ def cupboard(tmp_path_factory):
     for name in ("digits", "judge"):
         np.savez(place / f"{name}.npz", **digits)
     packed.save(from_proto(onnx.load_from_string(cnn)), place / "small.packed")
-    (place / "clustered.onnx").write_bytes(cnn)
+    for name in ("clustered", "pruned"):
+        (place / f"{name}.onnx").write_bytes(cnn)
     np.save(place / "samples.npy", digits["x_test"])
     (place / "mnist").mkdir()
     for split, name in (("train", "train"), ("test", "t10k")):

@@ -12,7 +12,7 @@ from hasten import check, plan
 from hasten.doors.onnx import load_onnx
 from hasten.errors import BadInput, Refused
 from hasten.graph import finish
-from hasten.learn import codes
+from hasten.learn import codes, job
 from hasten.learn import qat as technique
 from hasten.learn.executor import build
 from hasten.learn.qat import ROWS, Qat, formats, prepare, qat
@@ -155,7 +155,7 @@ def test_the_start_is_what_the_static_quantizer_makes(cnn):
     model, task = cnn
     settings = Qat(**QUICK)
     made = deployed(model, prepare(model, settings, task))
-    same = dataclasses.replace(task, calibrate=technique._spread(task.train, 16))
+    same = dataclasses.replace(task, calibrate=job.spread(task.train, 16))
     start = quantize_static(model, settings.static(), same)
     assert [(n.op_type, [v.name for v in n.inputs]) for n in made.ir.graph] == [
         (n.op_type, [v.name for v in n.inputs]) for n in start.ir.graph

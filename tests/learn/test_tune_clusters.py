@@ -134,6 +134,14 @@ def test_a_stopped_training_goes_on_to_the_very_same_weights(stopped_after, spar
     assert all(np.array_equal(a, arrays(resumed)[k]) for k, a in arrays(whole).items())
 
 
+def test_two_processes_keep_the_codes_too(sparse):
+    values = {"epochs": 1, "bits": 3, "average": 0.9} | QUICK
+    one, two = (tune_clusters(sparse, TuneClusters(processes=n, **values), task_of(sparse)) for n in (1, 2))
+    for name in ("w1", "w2"):
+        assert codes(arrays(two)[name]) == codes(arrays(one)[name])
+        np.testing.assert_allclose(arrays(two)[name], arrays(one)[name], rtol=1e-3, atol=1e-4)
+
+
 def test_it_stands_behind_clustering_in_a_plan(sparse):
     steps = (
         PlannedStep("prune_weights", plan.make_settings("prune_weights", {"first_last": True})),
@@ -145,6 +153,7 @@ def test_it_stands_behind_clustering_in_a_plan(sparse):
 
 
 @pytest.mark.parametrize("values, said", [
+    ({"epochs": -1}, "tune_clusters: epochs is -1, expected at least 0"),
     ({"bits": 9}, "cluster_weights: bits is 9, expected 1 to 8"),
     ({"bits_bias": 9}, "cluster_weights: bits_bias is 9, expected 1 to 8, or 0 to leave biases alone"),
     ({"sparsity": 0.5}, "tune_clusters: codes stay as they are, so nothing is pruned here; prune before, and leave --sparsity and --pattern out"),

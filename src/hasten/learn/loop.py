@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ class Loop:
     scope: str = "layer"
 
     def __post_init__(self) -> None:
-        verb = type(self).__name__.lower()
+        verb = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         for name, least in (("epochs", 0), ("batch", 1), ("accumulate", 1), ("patience", 0), ("workers", 0), ("processes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{verb}: {name} is {getattr(self, name)}, expected at least {least}")

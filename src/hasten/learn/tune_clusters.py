@@ -44,7 +44,6 @@ class TuneClusters(Loop):
         "training\n    samples calibrate. `soft`: the weight of the unclustered model's scores (of the teacher's, where there is one) at "
         "`temperature`;\n    `hard`: that of the task's own loss.\n"
     )
-    rate: float = 1e-4
     weight_decay: float = 0.0
     bits: int = 4
     bits_conv: int = 0
