@@ -285,8 +285,8 @@ def steps_table() -> str:
     """A training step beside the same network in torch; the last line of each model counts."""
     last = {report["model"]: report for report in _lines("training_step")}
     keys = ("executor_to_torch", "compiled_to_torch", "compiled_to_torch_compiled")
-    rows = [(name, *(f"{report[key]:.2f}" for key in keys)) for name, report in sorted(last.items())]
-    return _table(("network", "graph / torch", "graph compiled / torch", "graph compiled / torch compiled"), rows)
+    rows = [(name, report["threads"], *(f"{report[key]:.2f}" for key in keys)) for name, report in sorted(last.items())]
+    return _table(("network", "threads", "graph / torch", "graph compiled / torch", "graph compiled / torch compiled"), rows)
 
 
 def distillation_table() -> str:
