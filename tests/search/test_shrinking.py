@@ -114,3 +114,9 @@ def test_a_recipe_measures_where_it_is_told_and_trains_on_from_where_it_ended():
     assert [n for n, _ in recipe.longer(2).steps] == ["cleanup", "prune_channels", "distill", "distill", "fold_batchnorm"]
     assert recipe.longer(2).longer(3).name == "r, rung 3"
     assert dataclasses.replace(recipe).training == recipe.steps[:3]
+
+
+def test_recipes_are_named_by_commas_also_those_that_hold_one():
+    text = "graph, distilled narrow 0.5, int8,int8 static,distilled narrow 0.25,nothing"
+    assert candidates.named(text) == ("graph", "distilled narrow 0.5, int8", "int8 static", "distilled narrow 0.25", "nothing")
+    assert candidates.named("") == ()

@@ -124,6 +124,7 @@ def optimize(
     from hasten.measure.energy import WATTS_PER_CORE
     from hasten.report.make import write as write_report
     from hasten.search.budget import parse_quantity
+    from hasten.search.candidates import named
     from hasten.search.extras import Extras
     from hasten.search.optimize import optimize as run
 
@@ -143,7 +144,7 @@ def optimize(
         "threads": threads,
         "strict": strict,
         "runtimes": names(runtimes),
-        "recipes": names(recipes),
+        "recipes": named(recipes),
         "training": not no_training,
         "guards": tuple(guard or ()),
         "guard_drop": guard_drop,

@@ -56,7 +56,6 @@ LEARNING: tuple[tuple[str, Any, Any], ...] = (
     ("metric", MetricOpt, "accuracy"),
     ("lower_is_better", LowerOpt, False),
     ("output", OutputOpt, None),
-    ("for_size", SizeOpt, False),
 )
 
 TEACHING: tuple[tuple[str, Any, Any], ...] = (("teacher", TeacherOpt, None),)
@@ -146,6 +145,7 @@ def technique_command(row: plan.Row) -> Callable[..., None]:
     for name, kind, default in (
         *(TEACHING if row.teaches else ()),
         *(LEARNING if row.learns else OBSERVING if row.observes else ()),
+        *((("for_size", SizeOpt, False),) if row.learns and row.name != "binarize" else ()),  # one bit has no zero
         ("shape", ShapeOpt, None),
         ("example_input", ExampleOpt, None),
         ("quiet", QuietOpt, False),

@@ -144,6 +144,18 @@ class Candidate:
         return self.recipe.effect in (Effect.LOSSY, Effect.TRAINED) or self.target.precision != "float32"
 
 
+def named(text: str) -> tuple[str, ...]:
+    """The names of recipes in a text, by commas; those that hold a comma themselves are known by it."""
+    known = {r.name for r in (*RECIPES, *PRUNED, *TRAINED)}
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    found = []
+    while pieces:
+        count = next((n for n in range(len(pieces), 1, -1) if ", ".join(pieces[:n]) in known), 1)
+        found.append(", ".join(pieces[:count]))
+        pieces = pieces[count:]
+    return tuple(found)
+
+
 def recipes(budget: Budget) -> tuple[Recipe, ...]:
     """Those that may be tried: all, or the original and those that the budget names."""
     return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
