@@ -125,14 +125,12 @@ RUN = [s for (line, output), s in UNIQUE.items() if output or not any(line == ot
 
 def net(size: int | str = 224) -> onnx.ModelProto:
     """Pictures (N, 3, size, size) to 3 scores: which channel is the brightest."""
-    twice = np.tile(np.eye(3), (1, 2))
-    weights = {"w": twice.T[:, :, None, None] * np.ones((6, 3, 3, 3)) / 9, "v": twice[:, :, None, None] / 2}
+    weights = {"w": np.eye(3)[:, :, None, None] * np.ones((3, 3, 3, 3)) / 9}
     return proto_of(
         f"""net (float[N, 3, {size}, {size}] image) => (float[N, 3] scores) {{
             a = Conv <kernel_shape = [3, 3], strides = [8, 8]> (image, w)
-            b = Conv <kernel_shape = [1, 1]> (a, v)
-            c = GlobalAveragePool (b)
-            scores = Flatten (c)
+            b = GlobalAveragePool (a)
+            scores = Flatten (b)
         }}""",
         weights,
     )
@@ -260,6 +258,8 @@ WANTED = {
         ("--shape seq=", "tokens.onnx"),
         ("hasten binarize", "normed.onnx"),
         ("hasten sparsify", "normed.onnx"),
+        ("hasten prune-channels", "normed.onnx"),
+        ("hasten tune-clusters", "normed.onnx"),
     )
 }
 """A name that stands for several things: where the command holds the text, that file is under the name."""
