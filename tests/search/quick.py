@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hasten.measure import energy, judge, layers
-from hasten.search import details, finals
+from hasten.search import details, finals, shrinking
 from hasten.search import optimize as searching
 from hasten.task import Task
 
@@ -15,6 +15,7 @@ KNOBS = (
     (energy, {"ROUNDS": 2, "SECONDS": 0.002}),
     (layers, {"SECONDS": 0.02}),
     (details, {"PROCESSES": 1, "CALLS_SECONDS": 0.002}),
+    (shrinking, {"PRUNED": ()}),
 )
 
 

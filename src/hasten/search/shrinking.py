@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from hasten.measure.judge import Timing
+from hasten.passes.fold_constants import FoldConstants, fold_constants
 from hasten.search.accuracy import judge_one
 from hasten.search.candidates import GRAPH_ONLY, PRUNED, Candidate, Recipe, candidates
 from hasten.search.goal import objective
 from hasten.search.result import Outcome
 from hasten.search.run import Run
 from hasten.search.screen import screen_one
+from hasten.shrink.groups import couple
+from hasten.shrink.layers import layers
+from hasten.shrink.prune_channels import AUTO, LOOKED, PruneChannels
+from hasten.shrink.widths import space
 from hasten.voice import voice
 
-PLACES = 3
+PLACES = 2
 """In so many places (runtime, hint, threads) a recipe that takes long to make is tried."""
 
-SHARE = 0.25
-"""Where the search has a time limit, shrinking begins no further speed-up after this share of it."""
+SECONDS, SHARE = 20.0, 0.25
+"""Shrinking begins no further speed-up after so many seconds; where the search has a time limit, after this share of what was left. A model that
+would take three times as long to look at alone is left as wide as it is."""
 
 
 def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     """Add to `tried` the pruned candidates that are worth it, and the reason for the first that was not."""
     if run.task is None or run.task.calibrate is None:
         return
-    begun_with = run.left
+    wanted = [r for r in PRUNED if not run.budget.recipes or r.name in run.budget.recipes]
+    allowed = SECONDS if math.isinf(run.left) else SHARE * run.left
+    if wanted and (effort := _effort(run, baseline)) > 3 * allowed:
+        voice().say(
+            f"pruning is left out: to look at each width takes about {effort:.0f} s, {3 * allowed:.0f} s are allowed (--time-limit allows more)"
+        )
+        return
+    until = time.monotonic() + allowed
     broken: set[str] = set()
-    for recipe in PRUNED:
+    for recipe in wanted:
         kind = "int8" if recipe.name.endswith("int8") else "float"
-        if (run.budget.recipes and recipe.name not in run.budget.recipes) or kind in broken or "all" in broken:
+        if kind in broken or "all" in broken:
             continue
-        if run.left < (1 - SHARE) * begun_with:
+        if time.monotonic() > until:
             return
         outcomes = screen_costly(run, recipe, tried, baseline)
         if not outcomes:
@@ -43,6 +59,19 @@ def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
                 judge_one(run, outcome)
         if all(o.reason for o in outcomes):
             broken.add(kind)
+
+
+def _effort(run: Run, baseline: Timing) -> float:
+    """Seconds, roughly, that looking at the harm of each width takes, and one repair."""
+    coupled = couple(fold_constants(run.model, FoldConstants(), None))
+    trials = len(AUTO) * sum(len(u.options) - 1 for u in space(coupled, coupled.groups, 0, True).units)
+    sample = baseline.seconds / run.target.batch
+    products = sum(1 for _ in layers(coupled.model.ir.graph))
+    return trials * (OVERHEAD + LOOKED * sample) + products * PruneChannels().samples * sample / 2
+
+
+OVERHEAD = 0.08
+"""Seconds that a trial takes beside the samples."""
 
 
 def screen_costly(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing, bar: float = float("inf")) -> list[Outcome]:

@@ -60,11 +60,8 @@ TIMED = 4
 NOISE = 0.02
 """A width must save at least this share of the time of the next larger one."""
 
-TRIES, NEAR = 6, 1.04
+TRIES, NEAR = 5, 1.04
 """With `speedup`: the whole is timed so many times at most, until the measured ratio is at least what was asked for and at most so much above."""
-
-PAIRS = 3
-"""Fresh processes for each of these timings."""
 
 GOALS, SCOPES = ("keep_macs", "keep_params", "speedup"), ("global", "layer")
 
@@ -373,7 +370,7 @@ def _for_time(
         known = tuple(choice.values())
         if known not in tried:
             made = _with_choice(coupled, space_, choice, orders)
-            ratio = ratios_beside(coupled.model, [made], settings.runtime, target, feeds, rounds=PAIRS)[0]
+            ratio = ratios_beside(coupled.model, [made], settings.runtime, target, feeds)[0]
             voice().say(f"prune-channels: widths measured at {1 / ratio:.2f} × the speed ({settings.speedup:g} × wanted)")
             tried[known] = (choice, ratio)
         ratio = tried[known][1]
