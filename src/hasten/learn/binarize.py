@@ -77,7 +77,8 @@ class Binarize(Loop):
 
 def binarize(model: Model, settings: Binarize, task: BoundTask | None) -> Model:
     """The model with packed layers. Raises Refused without training data or without a layer to binarize, and what `loop.fit` raises."""
-    trainee, settings = job.run("binarize", prepare, model, settings, task)
+    trainee, trained = job.run("binarize", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     return packed(model, settings, trainee.executor)
 
 

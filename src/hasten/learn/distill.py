@@ -90,7 +90,8 @@ def distill(model: Model, settings: Distill, task: BoundTask | None) -> Model:
         if task.teacher is not None:
             raise BadInput("distill: --student makes the student of the model, which then is the teacher, and a teacher came too; give one")
         task, model = dataclasses.replace(task, teacher=model), make(model, settings.student)
-    trainee, settings = job.run("distill", prepare, model, settings, task)
+    trainee, trained = job.run("distill", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     notes = [*job.without_norm(model), *trainee.zeros.notes()]
     if settings.hard and split.labels is None:
         notes.append(Skip("", "the training data has no labels: the teacher alone taught"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import BadInput, Refused
-from hasten.learn.loop import Trainee, fit, identity_of
+from hasten.learn.loop import Trained, Trainee, fit, identity_of
 from hasten.learn.parallel import team
 from hasten.model import Model, Skip
 from hasten.task import BoundTask, Split
@@ -17,18 +17,19 @@ from hasten.task import BoundTask, Split
 Prepare = Callable[[Model, Any, BoundTask], Trainee]
 
 
-def run(technique: str, prepare: Prepare, model: Model, settings: Any, task: BoundTask | None) -> tuple[Trainee, Any]:
-    """Make the trainee and train it. Returns it, and the settings as it ran: where time cut it, the cut in place of the seconds, which replays.
-
-    Raises Refused where there is no training data, BadInput where the model has a fixed batch.
-    """
+def run(technique: str, prepare: Prepare, model: Model, settings: Any, task: BoundTask | None) -> tuple[Trainee, Trained]:
+    """Make the trainee and train it. Raises Refused where there is no training data, BadInput where the model has a fixed batch."""
     split = training_data(technique, task)
     assert task is not None
     check_batch(model)
     with team(technique, model, settings, task, split) as members:
         trainee = prepare(model, settings, task)
-        trained = fit(trainee, split, settings, task, identity_of(model, task, technique), members)
-    return trainee, dataclasses.replace(settings, seconds=0.0, cuts=trained.cuts) if trained.cuts else settings
+        return trainee, fit(trainee, split, settings, task, identity_of(model, task, technique), members)
+
+
+def as_it_ran(settings: Any, trained: Trained) -> Any:
+    """The settings for the history: where time cut the training, the cut in place of the seconds, which replays."""
+    return dataclasses.replace(settings, seconds=0.0, cuts=trained.cuts) if trained.cuts else settings
 
 
 def training_data(technique: str, task: BoundTask | None) -> Split:

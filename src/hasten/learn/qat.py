@@ -117,7 +117,8 @@ class Qat(Loop):
 
 def qat(model: Model, settings: Qat, task: BoundTask | None) -> Model:
     """The quantized model, its codes and steps trained. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, settings = job.run("qat", prepare, model, settings, task)
+    trainee, trained = job.run("qat", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     assert isinstance(trainee, Coded)
     return finish(model, trainee.deployed(), settings, "qat", len(trainee.layers), [*trainee.skipped, *trainee.zeros.notes()])
 

@@ -92,7 +92,8 @@ class Group:
 
 def sparsify(model: Model, settings: Sparsify, task: BoundTask | None) -> Model:
     """The trained model with its zeros. Raises Refused without training data, or where there is nothing to penalise; what `loop.fit` raises."""
-    trainee, settings = job.run("sparsify", prepare, model, settings, task)
+    trainee, trained = job.run("sparsify", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     return settled(model, settings, trainee.executor, trainee.zeros.notes())
 
 

@@ -37,7 +37,8 @@ class Train(Loop):
 
 def train(model: Model, settings: Train, task: BoundTask | None) -> Model:
     """The model with trained weights. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, settings = job.run("train", prepare, model, settings, task)
+    trainee, trained = job.run("train", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     notes = [*job.without_norm(model), *trainee.zeros.notes()]
     return finish(model, trainee.executor.into(model), settings, "train", len(trainee.executor.weights), notes)
 

@@ -77,7 +77,8 @@ class TuneClusters(Loop):
 
 def tune_clusters(model: Model, settings: TuneClusters, task: BoundTask | None) -> Model:
     """The clustered model, its code books trained. Raises Refused without training data, and what `loop.fit` raises."""
-    trainee, settings = job.run("tune_clusters", prepare, model, settings, task)
+    trainee, trained = job.run("tune_clusters", prepare, model, settings, task)
+    settings = job.as_it_ran(settings, trained)
     assert isinstance(trainee, Tuned)
     notes = [*trainee.start.history[-1].skipped, *trainee.zeros.notes()]
     return finish(model, trainee.executor.into(trainee.start), settings, "tune_clusters", len(trainee.clusters.names), notes)
