@@ -219,7 +219,7 @@ def cupboard(tmp_path_factory):
     for name in ("digits", "judge"):
         np.savez(place / f"{name}.npz", **digits)
     packed.save(from_proto(onnx.load_from_string(cnn)), place / "small.packed")
-    for name in ("clustered", "pruned"):
+    for name in ("clustered", "pruned", "sparse", "shared", "smaller"):
         (place / f"{name}.onnx").write_bytes(cnn)
     np.save(place / "samples.npy", digits["x_test"])
     (place / "mnist").mkdir()
