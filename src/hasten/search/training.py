@@ -31,7 +31,10 @@ TIMED_AGAIN = 3
 RUNGS = 3
 """So often those that do not keep the budget yet are trained on, half as many each time, for twice as long."""
 
-SECONDS, SHARE = 150.0, 0.5
+LOOKING = 0.3
+"""Where the search has a time limit: the share of what is left in which recipes are timed untrained; the rest is for training."""
+
+SECONDS, SHARE = 150.0, 0.7
 """A training of the first rung takes at most so many seconds; where the search has a time limit, this share of what is left, divided among the
 rungs and the trainings."""
 
@@ -47,7 +50,11 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     recipes = tuple(r for r in TRAINED if not budget.recipes or r.name in budget.recipes)
     bar = _bar(run, tried)
     promising: dict[Recipe, list[Outcome]] = {}
-    for recipe in recipes:
+    begun_with = run.left
+    for number, recipe in enumerate(recipes):
+        if not math.isinf(begun_with) and run.left < (1 - LOOKING) * begun_with:
+            voice().say(f"not looked at, to leave time for training: {', '.join(r.name for r in recipes[number:])}")
+            break
         timed = screen_zeros(run, recipe, tried, bar) if recipe.zeros else screen_costly(run, recipe, tried, baseline, bar)
         for outcome in timed:
             promising.setdefault(outcome.candidate.recipe, []).append(outcome)
@@ -102,7 +109,7 @@ def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], trainings: int, ru
 
     def compute() -> dict[str, float]:
         most = SECONDS * 2**rung
-        return {"seconds": most if math.isinf(run.left) else min(most, SHARE * run.left / trainings / (RUNGS - rung))}
+        return {"seconds": most if math.isinf(run.left) else min(most, SHARE * run.left / trainings / min(RUNGS - rung, trainings))}
 
     seconds = run.remember("time to train", recipe.name, "a share of the time that was left", compute)["seconds"]
     if seconds < FEWEST_SECONDS:
