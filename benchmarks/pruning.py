@@ -80,6 +80,7 @@ def _sentences(here: Any) -> tuple[Any, Any]:
 
 def parts(model: Any, bound: Any, heads: float, forward: float, samples: int) -> dict[str, Any]:
     """The observation of a pruning by kind: this share of every layer's heads goes, and of its feed-forward units."""
+    from hasten.calibrate import digest
     from hasten.shrink.importance import importance, see, strongest
     from hasten.shrink.prune_channels import _coupled
 
@@ -91,7 +92,7 @@ def parts(model: Any, bound: Any, heads: float, forward: float, samples: int) ->
         for g in coupled.groups
         if (share := counts.get(g.channels)) is not None
     }
-    return {"kept": kept, "left_out": [], "repaired": True, "notes": []}
+    return {"kept": kept, "left_out": [], "data": digest(bound, samples), "notes": []}
 
 
 def outputs(model: Any, bound: Any) -> np.ndarray:
@@ -150,7 +151,7 @@ def made(name: str, goal: str, value: float, epochs: int, rate: float, threads: 
             seen = parts(model, bound, value, 0.6 * value, 192) if goal == "parts" else observe(model, settings, bound)
         kept.write_text(json.dumps(seen))
         repaired = prune_channels(model, settings, dataclasses.replace(bound, observation=seen))
-        unrepaired = prune_channels(model, settings, dataclasses.replace(bound, observation=seen | {"repaired": False}))
+        unrepaired = prune_channels(model, settings, dataclasses.replace(bound, observation=seen | {"data": None}))
         share = facts(repaired).macs / facts(model).macs
         plain = prune_channels(
             model,

@@ -79,7 +79,7 @@ def test_the_goal_is_met_and_the_rest_refitted(residual, goal):
     assert share <= settings.share + 0.01
     assert share > settings.share * 0.7
     plain = prune_channels(
-        residual, dataclasses.replace(settings, repair=False), dataclasses.replace(task, observation=seen | {"repaired": False})
+        residual, dataclasses.replace(settings, repair=False), dataclasses.replace(task, observation=seen | {"data": None})
     )
     assert error(residual, made, task) < 0.3 * error(residual, plain, task)
     assert made.history[-1].name == "prune_channels"
@@ -151,8 +151,34 @@ def test_it_replays_without_data_where_nothing_was_repaired(residual):
     seen = observe(residual, settings, None)
     one = prune_channels(residual, settings, dataclasses.replace(without_data(), observation=seen))
     assert one.digest == prune_channels(residual, settings, None).digest
-    with pytest.raises(Refused, match="the model was repaired on calibration data, and none came; give the same --data, or --no-repair"):
-        prune_channels(residual, settings, dataclasses.replace(without_data(), observation=seen | {"repaired": True}))
+    task = samples(residual)
+    repaired = observe(residual, PruneChannels(keep_macs=0.5), task)
+    for other, said in ((without_data(), "and none came"), (samples(residual, seed=1), r"and others came \(\w+\)")):
+        with pytest.raises(
+            Refused, match=rf"prune-channels: the plan was made with calibration samples \(digest \w+\), {said}; give the same --data"
+        ):
+            prune_channels(residual, PruneChannels(keep_macs=0.5), dataclasses.replace(other, observation=repaired))
+
+
+def test_what_was_seen_for_one_scope_serves_no_other(residual):
+    """Blocks are units of the global scope alone, whichever is asked for first."""
+    task = samples(residual)
+    for scope in ("layer", "global", "layer"):
+        assert observe(residual, PruneChannels(keep_macs=0.6, scope=scope, samples=48), task)["kept"]
+
+
+@pytest.mark.parametrize("criterion", ["auto", "magnitude", "taylor"])
+def test_data_that_gives_no_numbers_and_too_little_data_are_refused(residual, criterion):
+    task = samples(residual)
+    broken = Arrays({name: np.full_like(x, np.nan) for name, x in task.calibrate.samples.take(np.arange(96)).items()})
+    nan = dataclasses.replace(task, calibrate=dataclasses.replace(task.calibrate, samples=broken))
+    with pytest.raises(
+        Refused, match=r"prune-channels: tensor .* has values that are not finite on the calibration data; look at the data"
+    ):
+        observe(residual, PruneChannels(importance=criterion, samples=40), nan)
+    fixed = load(residual, shapes={residual.inputs[0].shape[0]: 128}).model
+    with pytest.raises(Refused, match="the calibration data has fewer samples than one batch of the model: 96 of 128; give more data"):
+        observe(fixed, PruneChannels(importance=criterion), samples(fixed))
 
 
 def test_measured_times_decide_which_widths_are_worth_it():

@@ -198,8 +198,8 @@ def run_plan(
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run, factorizes with data, or trains: a training
-    is done again, which gives the same weights up to rounding, and other ones where its time was limited and the machine is not as fast.
+    """Replay a plan: the same model, byte for byte. Data is needed only where the plan was never run, refits (prune-channels) or factorizes with
+    data, or trains: a training is done again, which gives the same weights up to rounding.
 
     [bold]hasten run lenet.hasten/plan.json lenet.onnx -o again[/]
 

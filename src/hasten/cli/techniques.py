@@ -197,7 +197,7 @@ def _not_in_vain(row: plan.Row, model: Any, settings: Any, bound: Any, for_size:
     from hasten.learn.zeros import goal_of
     from hasten.measure.machine import machine
     from hasten.measure.record import Record, Records
-    from hasten.shrink.worth import Worth, by_magnitude
+    from hasten.search.worth import Worth, by_magnitude
 
     goal = goal_of(row.verb, settings)
     if goal is None:
@@ -232,7 +232,7 @@ def _worth(model: Any, pruned: Any, share: float, pattern: str, bound: Any) -> A
     from hasten.measure.machine import cores
     from hasten.runtimes import Target
     from hasten.search.budget import Budget
-    from hasten.shrink.worth import worth
+    from hasten.search.worth import worth
 
     batch = next((p.shape[0] for p in model.inputs if p.shape and isinstance(p.shape[0], int)), 1)
     feeds = timing_feeds(bound.test if bound is not None else None, batch, check.random_feeds(model, batch))

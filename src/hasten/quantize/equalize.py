@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import tensors
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, scalar, sole_consumer
 from hasten.model import Model, Skip
-from hasten.quantize.calibrate import tensors
 from hasten.task import BoundTask
 
 

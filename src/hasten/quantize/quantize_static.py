@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import tensors
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, scalar, sole_consumer, unique_name
 from hasten.measure.machine import machine
 from hasten.model import Model, Skip
 from hasten.numerics import Format, affine, dequantize, format_of, quantize, symmetric
-from hasten.quantize.calibrate import tensors
 from hasten.quantize.observers import Means, Observer, symmetric_mse
 from hasten.task import BoundTask
 
@@ -163,8 +163,6 @@ def observe(model: Model, settings: QuantizeStatic, task: BoundTask, to: Formats
         except ValueError as e:
             raise Refused(f"quantize_static: tensor {name!r}: {e} on the calibration data; look at the data and the model") from e
         samples = here
-    if observers and not samples:
-        raise Refused("quantize_static: the calibration data has fewer samples than one batch of the model")
     choices: dict[str, dict[str, Any]] = {}
     for method in TRIED if settings.method == "auto" else (settings.method,):
         ranges = {

@@ -32,6 +32,9 @@ from hasten.task import BoundTask, Split
 
 Array = NDArray[Any]
 
+CHANGING = {row.name for row in plan.TECHNIQUES if row.effect in (Effect.LOSSY, Effect.TRAINED)}
+"""Techniques of which a recipe must have changed something, to be another than the better graph."""
+
 RESTLESS, HOPELESS = 1.25, 0.25
 """A moment is restless where the baseline takes this much longer than it did before, or the 95th percentile of single calls lies this far
 above the median; a candidate that is slower than this share of the baseline's speed is not timed again even then."""
@@ -133,9 +136,9 @@ class Run:
             made.save(self.path(recipe))
             self.path(recipe).with_suffix(".plan.json").write_text(done.to_json())
             spent = time.perf_counter() - start
-            last = made.history[-1].changed if recipe.steps else 0
+            changed = sum(s.changed for s in made.history[len(self.model.history) :] if s.name in CHANGING)
             size = self.path(recipe).stat().st_size
-            return {"digest": made.digest, "structure": made.structure, "bytes": size, "seconds": spent, "changed": last}
+            return {"digest": made.digest, "structure": made.structure, "bytes": size, "seconds": spent, "changed": changed}
 
         return self.remember("built", recipe.name, "the recipe's techniques, checked against the oracle where they only round", compute)
 

@@ -77,9 +77,12 @@ def _train_all(run: Run, promising: dict[Recipe, list[Outcome]], rung: int) -> N
     """Train each, the fastest first; recipes that begin with the same training share it."""
     order = sorted(promising, key=lambda r: min(objective(run, o) for o in promising[r]))
     trainings = list(dict.fromkeys(repr(r.training) for r in order))
+    allowed: dict[str, float] = {}
     for recipe in order:
-        place = trainings.index(repr(recipe.training))
-        _train(run, recipe, promising[recipe], len(trainings) - place, rung)
+        training = repr(recipe.training)
+        if training not in allowed:
+            allowed[training] = _seconds(run, recipe, len(trainings) - len(allowed), rung)
+        _train(run, recipe, promising[recipe], allowed[training])
 
 
 def _better_half(run: Run, trained: dict[Recipe, list[Outcome]], tried: list[Outcome], rung: int) -> dict[Recipe, list[Outcome]]:
@@ -104,14 +107,19 @@ def _better_half(run: Run, trained: dict[Recipe, list[Outcome]], tried: list[Out
     return found
 
 
-def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], trainings: int, rung: int) -> None:
-    """Train one recipe and judge its candidates. `trainings`: how many are still to come in this rung, this one included."""
+def _seconds(run: Run, recipe: Recipe, trainings: int, rung: int) -> float:
+    """What a training may take. `trainings`: how many are still to come in this rung, this one included."""
 
     def compute() -> dict[str, float]:
         most = SECONDS * 2**rung
         return {"seconds": most if math.isinf(run.left) else min(most, SHARE * run.left / trainings / min(RUNGS - rung, trainings))}
 
-    seconds = run.remember("time to train", recipe.name, "a share of the time that was left", compute)["seconds"]
+    seconds: float = run.remember("time to train", recipe.name, "a share of the time that was left", compute)["seconds"]
+    return seconds
+
+
+def _train(run: Run, recipe: Recipe, outcomes: list[Outcome], seconds: float) -> None:
+    """Train one recipe and judge its candidates."""
     if seconds < FEWEST_SECONDS:
         for outcome in outcomes:
             outcome.reason = f"not trained: the time limit leaves {max(seconds, 0):.0f} s for it"

@@ -9,7 +9,7 @@ from hasten.search.result import Outcome
 from hasten.search.run import Run
 from hasten.search.screen import time_one
 from hasten.search.shrinking import best_float, promising
-from hasten.shrink.worth import Worth, worth
+from hasten.search.worth import Worth, worth
 from hasten.voice import voice
 
 INSTEAD = "channels go instead"

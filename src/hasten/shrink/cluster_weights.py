@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import check_finite, tensors
 from hasten.errors import BadInput
 from hasten.graph import Array, add_weight, finish
 from hasten.model import Model, Skip
-from hasten.quantize.calibrate import tensors
 from hasten.task import BoundTask
 
 STARTS = ("optimal", "linear")
@@ -119,6 +119,7 @@ def observe(model: Model, settings: ClusterWeights, task: BoundTask | None) -> d
             readers.setdefault(node.inputs[0].name or "", []).append(node)
     sums: dict[str, Array] = {}
     for name, value, _ in tensors(edited, list(readers), settings.samples, task) if readers else ():
+        check_finite("cluster_weights", name, value)
         axis = 1 if readers[name][0].op_type == "Conv" else value.ndim - 1
         moment = np.square(value, dtype=np.float64).sum(axis=tuple(a for a in range(value.ndim) if a != axis))
         sums[name] = sums[name] + moment if name in sums else moment

@@ -35,6 +35,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from hasten.calibrate import check_finite, check_same, digest, tensors
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place, unique_name
 from hasten.measure.beside import duel
@@ -43,7 +44,6 @@ from hasten.measure.machine import cores
 from hasten.measure.process import Subject
 from hasten.model import IR_VERSION, OPSET, Model, Skip
 from hasten.patches import drawn, each, patches, slide
-from hasten.quantize.calibrate import tensors
 from hasten.runtimes import Target
 from hasten.shrink.moments import Moments
 from hasten.task import BoundTask
@@ -105,11 +105,8 @@ def factorize(model: Model, settings: Factorize, task: BoundTask | None) -> Mode
     seen = task.observation if task is not None else None
     seen = seen if seen is not None else observe(model, settings, task)
     wanted = seen["data"]
-    if wanted is not None and (found := _data_digest(task, settings)) != wanted:
-        raise Refused(
-            f"factorize: the plan's factors were made with calibration samples (digest {wanted}), and "
-            f"{'none came' if found is None else f'others came ({found})'}; give the same --data, or make the plan again"
-        )
+    if wanted is not None:
+        check_same("factorize", wanted, task, settings.samples)
     edited = model.edit()
     layers, skipped = _layers(edited, settings)
     by_name = {layer.name: layer for layer in layers}
@@ -161,7 +158,7 @@ def observe(model: Model, settings: Factorize, task: BoundTask | None) -> dict[s
             slower = ", ".join(f"{name}: {ratio:.2f} times the layer's speed" for name, ratio in ratios)
             left[layer.name] = why or f"its factors are not faster beyond the noise, as measured ({slower})"
     voice().step("low rank", len(layers), len(layers))
-    return {"layers": taken, "left": left, "data": _data_digest(task, settings) if taken else None}
+    return {"layers": taken, "left": left, "data": digest(task, settings.samples) if taken else None}
 
 
 # --- layers
@@ -412,22 +409,6 @@ def _spread(layer: Layer, form: str, first: Array) -> Array:
 # --- the inputs' moments
 
 
-def _data_digest(task: BoundTask | None, settings: Factorize) -> str | None:
-    """Identifies the calibration samples that the moments are made of."""
-    if task is None or task.calibrate is None:
-        return None
-    split = task.calibrate
-    h = hashlib.sha256(str(settings.samples).encode())
-    count = 0
-    for feeds in split.batches(4):
-        for name in sorted(feeds):
-            h.update(np.ascontiguousarray(feeds[name]).tobytes())
-        count += len(next(iter(feeds.values())))
-        if count >= settings.samples:
-            break
-    return h.hexdigest()[:16]
-
-
 def _with_moments(
     edited: ir.Model, layers: Sequence[Layer], settings: Factorize, task: BoundTask | None
 ) -> Iterator[tuple[Layer, Moment | None]]:
@@ -456,6 +437,7 @@ def _moments(edited: ir.Model, layers: Sequence[Layer], settings: Factorize, tas
     shapes: dict[str, tuple[int, ...]] = {}
     samples = min(settings.samples, len(task.calibrate))
     for name, value, so_far in tensors(edited, list(readers), settings.samples, task) if readers else ():
+        check_finite("factorize", name, value)
         for layer in readers[name]:
             size = layer.weight.shape[1]
             wanted = -(-max(POSITIONS, 4 * size) * len(value) // samples)

@@ -18,15 +18,15 @@ What is compared is channels of one group with each other; how much whole groups
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import check_finite, tensors
 from hasten.errors import Refused
 from hasten.graph import Array, constant
 from hasten.model import Model
-from hasten.quantize.calibrate import tensors
 from hasten.shrink.groups import Coupled, Group, Member
 from hasten.shrink.layers import Layer, layers, positions
 from hasten.shrink.moments import Moments
@@ -157,15 +157,13 @@ def _reconstruction(seen: Seen) -> Scores:
             continue
         left = np.arange(group.channels)
         score = np.zeros(group.channels)
-        floor = 0.0
         step = max(1, group.channels // STEPS)
         while len(left) > 1:
             cost = np.zeros(len(left))
             for layer, member in parts:
                 cost += _cost_of_leaving_out(layer, member, seen.moments[layer.name], left)
             going = np.argsort(cost, kind="stable")[: min(step, len(left) - 1)]
-            floor = max(floor, float(cost[going].max()))  # what goes later is needed more
-            score[left[going]] = np.minimum(np.maximum(score.max(), cost[going]), floor)
+            score[left[going]] = np.maximum(score.max(), cost[going])  # what goes later is needed more
             left = np.delete(left, going)
         score[left] = np.inf
         found[group.name] = score
@@ -177,32 +175,30 @@ def _cost_of_leaving_out(layer: Layer, member: Member, h: Array, left: Array) ->
     w = layer.matrices().astype(np.float64)
     cost = np.zeros(len(left))
     every = _places(layer, member)
-    for group in range(layer.groups):
-        mine, total = every[:, group], float(np.einsum("oi,ij,oj->", w[group], h[group], w[group])) or 1.0
-        gone = np.setdiff1d(mine.ravel(), mine[left].ravel())
-        stay = np.setdiff1d(np.arange(w.shape[2]), gone)
-        damp = DAMPING * float(np.trace(h[group])) / len(h[group]) or 1e-12
-        kept = h[group][np.ix_(stay, stay)] + damp * np.eye(len(stay))
-        inverse = np.linalg.inv(kept)
-        refitted = (inverse @ (h[group][stay] @ w[group].T + damp * w[group][:, stay].T)).T
-        at = np.searchsorted(stay, mine[left])  # (channels left, places)
+    for group, (stay, damped, right) in enumerate(_systems(layer, member, h, left)):
+        total = float(np.einsum("oi,ij,oj->", w[group], h[group], w[group])) or 1.0
+        inverse = np.linalg.inv(damped)
+        at = np.searchsorted(stay, every[left, group])  # (channels left, places)
         blocks = inverse[at[:, :, None], at[:, None, :]]
-        vectors = refitted[:, at].transpose(1, 2, 0)  # (channels left, places, outputs)
+        vectors = (inverse @ right)[at]  # (channels left, places, outputs)
         cost += np.einsum("cpo,cpo->c", vectors, np.linalg.solve(blocks, vectors)) / total
     return cost
 
 
 def refitted(layer: Layer, member: Member, h: Array, kept: Array) -> Array:
     """The layer's matrices (groups, outputs, numbers of the kept channels), such that its output changes least where only those are left."""
+    return np.stack([np.linalg.solve(damped, right).T for _, damped, right in _systems(layer, member, h, kept)])
+
+
+def _systems(layer: Layer, member: Member, h: Array, kept: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """For each group of the layer: (places of a row that stay, H over them with its damping, H Wᵀ of what they are to make good for): the normal
+    equations of the weights that are left."""
     w, every = layer.matrices().astype(np.float64), _places(layer, member)
-    found = []
     for group in range(layer.groups):
         gone = np.setdiff1d(every[:, group].ravel(), every[kept, group].ravel())
         stay = np.setdiff1d(np.arange(w.shape[2]), gone)
         damp = DAMPING * float(np.trace(h[group])) / len(h[group]) or 1e-12
-        damped = h[group][np.ix_(stay, stay)] + damp * np.eye(len(stay))
-        found.append(np.linalg.solve(damped, h[group][stay] @ w[group].T + damp * w[group][:, stay].T).T)
-    return np.stack(found)
+        yield stay, h[group][np.ix_(stay, stay)] + damp * np.eye(len(stay)), h[group][stay] @ w[group].T + damp * w[group][:, stay].T
 
 
 def _places(layer: Layer, member: Member) -> Array:
@@ -226,6 +222,7 @@ def _moments(edited: ir.Model, readers: Mapping[str, Layer], task: BoundTask, sa
         by_input.setdefault(layer.x.name or "", []).append(layer)
     sums = {layer.name: Moments(layer.matrices().shape[2] <= WIDEST) for layer in readers.values()}
     for name, value, _ in tensors(edited, list(by_input), samples, task):
+        check_finite("prune-channels", name, value)
         for layer in by_input[name]:
             rng, limit = np.random.default_rng((seed, sums[layer.name].count)), positions(layer, samples, ENOUGH)
             sums[layer.name].add(layer.rows(value, rng, limit).astype(np.float64))

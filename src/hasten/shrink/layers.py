@@ -43,16 +43,16 @@ class Layer:
         assert found is not None
         return found
 
-    def matrices(self, array: Array | None = None) -> Array:
-        """The weight, or another array of its kind, as (groups, outputs of a group, numbers in a row)."""
-        w = self.array if array is None else array
+    def matrices(self) -> Array:
+        """The weight as (groups, outputs of a group, numbers in a row)."""
+        w = self.array
         if self.node.op_type == "Conv":
             return w.reshape(self.groups, w.shape[0] // self.groups, -1)
         return (w if self.makes == 0 else w.T)[None]
 
-    def weight_of(self, matrices: Array, like: Array | None = None) -> Array:
-        """The weight that such matrices are; `like`: a weight of the wanted shape and dtype, the layer's own if none is given."""
-        like = self.array if like is None else like
+    def weight_of(self, matrices: Array) -> Array:
+        """The weight that such matrices are, of the layer's own shape and dtype."""
+        like = self.array
         if self.node.op_type == "Conv":
             return np.ascontiguousarray(matrices.reshape(like.shape)).astype(like.dtype)
         return np.ascontiguousarray(matrices[0] if self.makes == 0 else matrices[0].T).astype(like.dtype)

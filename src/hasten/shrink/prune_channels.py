@@ -26,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten import check, runtimes
+from hasten.calibrate import check_finite, check_same, digest, tensors
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, finish
 from hasten.measure import judge
@@ -33,7 +34,6 @@ from hasten.measure.beside import ratios_beside
 from hasten.measure.machine import cores
 from hasten.model import Model, Skip
 from hasten.passes.fold_constants import FoldConstants, fold_constants
-from hasten.quantize.calibrate import tensors
 from hasten.runtimes import Target
 from hasten.shrink.blocks import remove, residual_blocks
 from hasten.shrink.groups import Coupled, Group, couple
@@ -120,14 +120,14 @@ class PruneChannels:
 
 
 def prune_channels(model: Model, settings: PruneChannels, task: BoundTask | None) -> Model:
-    """The smaller model. Raises Refused where the goal can't be met, or where a repaired one is made again without data."""
+    """The smaller model. Raises Refused where the goal can't be met, or where a repaired one is made again without its data."""
     seen = (task.observation if task is not None else None) or observe(model, settings, task)
-    if seen["repaired"] and (task is None or task.calibrate is None):
-        raise Refused("prune-channels: the model was repaired on calibration data, and none came; give the same --data, or --no-repair")
+    if seen["data"] is not None:
+        check_same("prune-channels", seen["data"], task, settings.samples)
     coupled = _coupled(model)
     made, dropped = _made(coupled, seen["kept"], seen["left_out"])
     skipped = [*coupled.frozen, *(Skip("", note) for note in seen["notes"])]
-    if seen["repaired"]:
+    if seen["data"] is not None:
         assert task is not None
         stays = left(coupled, seen["kept"])
         masks = {site: stays[coupled.labels[atoms]] for site, atoms in coupled.sites.items()}
@@ -146,11 +146,12 @@ def prune_channels(model: Model, settings: PruneChannels, task: BoundTask | None
 
 
 def observe(model: Model, settings: PruneChannels, task: BoundTask | None) -> dict[str, Any]:
-    """`kept`: by group the channels that stay; `left_out`: blocks; `notes`: what it costs now, and what was measured."""
+    """`kept`: by group the channels that stay; `left_out`: blocks; `notes`: what it costs now, and what was measured; `data`: a digest of the
+    calibration samples that the rest is refitted to, None where it is not."""
     data = task is not None and task.calibrate is not None
     asked = dataclasses.replace(settings, repair=False)
     seen = _once(("widths", model.digest, asked, task.digest if task is not None and data else ""), lambda: _observed(model, asked, task))
-    return {**seen, "repaired": settings.repair and data}
+    return {**seen, "data": digest(task, settings.samples) if settings.repair else None}
 
 
 _MEMORY: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
@@ -180,9 +181,7 @@ def _observed(model: Model, settings: PruneChannels, task: BoundTask | None) -> 
         seen = see(coupled, task, settings.samples, settings.seed)
         return _harm(seen, space_, {name: importance(name, seen) for name in criteria})
 
-    fixed = dataclasses.replace(
-        settings, keep_macs=0.0, keep_params=0.0, speedup=0.0, scope="global", threads=0, batch=1, runtime="onnxruntime"
-    )
+    fixed = dataclasses.replace(settings, keep_macs=0.0, keep_params=0.0, speedup=0.0, threads=0, batch=1, runtime="onnxruntime")
     key = (model.digest, fixed, task.digest if task is not None and data else "")
     harm, orders = _once(("harm", *key), look)
     notes = [f"importance: {' or '.join(criteria)}"]
@@ -259,15 +258,7 @@ def _sets(space_: Space, choice: Choice, orders: Orders) -> tuple[dict[str, list
 
 
 def _with_choice(coupled: Coupled, space_: Space, choice: Choice, orders: Orders) -> Model:
-    return finish(coupled.model, _made(coupled, *_sets(space_, choice, orders))[0], _NOTHING, "trial", 0, [])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """Settings of a trial."""
-
-
-_NOTHING = _Nothing()
+    return finish(coupled.model, _made(coupled, *_sets(space_, choice, orders))[0], PruneChannels(), "trial", 0, [])
 
 
 def _harm(seen: Seen, space_: Space, scores: dict[str, Scores]) -> tuple[dict[str, dict[int, float]], Orders]:
@@ -280,6 +271,7 @@ def _harm(seen: Seen, space_: Space, scores: dict[str, Scores]) -> tuple[dict[st
         return {u.name: {o: _share_gone(first.get(u.name), o, u.options) for o in u.options} for u in space_.units}, orders
     output = task.output if task.output in {p.name for p in coupled.model.outputs} else coupled.model.outputs[0].name
     whole = _outputs(coupled.model, output, task)
+    check_finite("prune-channels", output, whole)
     scale = float(np.square(whole - whole.mean(0)).sum()) or float(np.square(whole).sum()) or 1.0
     widest = {u.name: u.options[0] for u in space_.units}
     harm: dict[str, dict[int, float]] = {}

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import check_finite, tensors
 from hasten.errors import BadInput, Refused
 from hasten.graph import Array, constant, finish
 from hasten.model import Model, Skip
-from hasten.quantize.calibrate import tensors
 from hasten.shrink import inputs
 from hasten.shrink.masks import SCOPES, Pattern, mask, masks_of_all, pattern_of, share_of
 from hasten.shrink.moments import Moments
@@ -196,17 +196,10 @@ def _inputs(model: Model, chosen: list[Weight], settings: PruneWeights, task: Bo
         source = _node(graph, w).inputs[0]
         assert source is not None
         readers.setdefault(source.name or "", []).append(w)
-    seen = False
     for name, value, _ in tensors(model.edit(), list(readers), settings.samples, task):
-        if not np.isfinite(value).all():
-            raise Refused(
-                f"prune_weights: tensor {name!r} has values that are not finite on the calibration data; look at the data and the model"
-            )
-        seen = True
+        check_finite("prune_weights", name, value)
         for w in readers[name]:
             yield w, inputs.columns(_node(graph, w), w.shape, np.asarray(value, np.float32))
-    if not seen:
-        raise Refused("prune_weights: the calibration data has fewer samples than one batch of the model")
 
 
 def _passes(chosen: list[Weight]) -> Iterator[list[Weight]]:

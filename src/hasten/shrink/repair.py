@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from hasten.calibrate import tensors
 from hasten.graph import Array, add_weight, constant, sole_consumer
 from hasten.model import Skip
-from hasten.quantize.calibrate import tensors
 from hasten.shrink.importance import WIDEST
 from hasten.shrink.layers import Layer, layers, positions
 from hasten.task import BoundTask

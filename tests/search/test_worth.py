@@ -11,8 +11,8 @@ from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.statistics import Interval
 from hasten.runtimes import Target
-from hasten.shrink import worth as module
-from hasten.shrink.worth import Worth, by_magnitude, worth
+from hasten.search import worth as module
+from hasten.search.worth import Worth, by_magnitude, worth
 from tests.conftest import mlp_model
 
 MODEL = mlp_model(inputs=32, outputs=32, hidden=256)
