@@ -181,6 +181,16 @@ def test_data_that_gives_no_numbers_and_too_little_data_are_refused(residual, cr
         observe(fixed, PruneChannels(importance=criterion), samples(fixed))
 
 
+def test_a_layer_of_one_output_is_refitted_too():
+    torch.manual_seed(6)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 1, 3))
+    model = load(net.eval(), example_inputs=torch.randn(2, 3, 8, 8)).model
+    task, settings = samples(model), PruneChannels(keep_macs=0.6)
+    seen = observe(model, settings, task)
+    made, plain = (prune_channels(model, settings, dataclasses.replace(task, observation=seen | more)) for more in ({}, {"data": None}))
+    assert error(model, made, task) < error(model, plain, task)
+
+
 def test_measured_times_decide_which_widths_are_worth_it():
     assert worthwhile((16, 12, 8, 4), {12: 1.1, 8: 0.6, 4: 0.595}, 0.02) == (16, 8)
     assert worthwhile((16, 8), {8: 1.0}, 0.02) == (16,)

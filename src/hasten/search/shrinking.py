@@ -26,6 +26,9 @@ SECONDS, SHARE = 20.0, 0.25
 """Shrinking begins no further speed-up after so many seconds; where the search has a time limit, after this share of what was left. A model that
 would take three times as long to look at alone is left as wide as it is."""
 
+OVERHEAD, COPIED = 0.08, 3e8
+"""Of a trial beside its samples: seconds, and bytes of weights a second, which are written and read again."""
+
 
 def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
     """Add to `tried` the pruned candidates that are worth it, and the reason for the first that was not."""
@@ -67,11 +70,7 @@ def _effort(run: Run, baseline: Timing) -> float:
     trials = len(AUTO) * sum(len(u.options) - 1 for u in space(coupled, coupled.groups, 0, True).units)
     sample = baseline.seconds / run.target.batch
     products = sum(1 for _ in layers(coupled.model.ir.graph))
-    return trials * (OVERHEAD + LOOKED * sample) + products * PruneChannels().samples * sample / 2
-
-
-OVERHEAD = 0.08
-"""Seconds that a trial takes beside the samples."""
+    return trials * (OVERHEAD + run.model.weight_bytes / COPIED + LOOKED * sample) + products * PruneChannels().samples * sample / 2
 
 
 def screen_costly(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing, bar: float = float("inf")) -> list[Outcome]:

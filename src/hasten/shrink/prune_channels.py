@@ -305,8 +305,9 @@ def _refit(tried: Model, seen: Seen, group: Group, kept: Array) -> None:
         if mine is None or h.shape[1] > WIDEST or mine.groups != layer.groups:
             continue
         made = refitted(layer, member, h, kept).reshape(-1, mine.matrices().shape[2])
-        rows = np.flatnonzero(stays[seen.coupled.labels[seen.coupled.sites[member.weight, layer.makes]]])
-        array = mine.weight_of(made[rows].reshape(mine.matrices().shape))
+        atoms = seen.coupled.sites.get((member.weight, layer.makes))  # a layer of one output has none
+        rows = made if atoms is None else made[stays[seen.coupled.labels[atoms]]]
+        array = mine.weight_of(rows.reshape(mine.matrices().shape))
         array.flags.writeable = False
         assert mine.weight.const_value is not None
         mine.weight.const_value = ir.Tensor(array, dtype=mine.weight.const_value.dtype, name=mine.weight.name)
