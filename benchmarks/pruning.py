@@ -30,7 +30,7 @@ from benchmarks.models import case
 ROOT = Path(__file__).resolve().parent.parent
 BUILT, RESULTS = ROOT / "build" / "pruning", ROOT / "benchmarks" / "results" / "pruning.jsonl"
 TRAINED = ("mnist_cnn", "cifar10_resnet20")
-AUGMENT = {"mnist_cnn": ("shift:1",), "cifar10_resnet20": ("crop:4", "flip")}
+AUGMENT = {"mnist_cnn": ("shift:1", "mixup:1"), "cifar10_resnet20": ("crop:4", "flip", "mixup:1")}
 CALIBRATED = 100
 """Images of the ImageNet sample that calibrate; the other 400 measure."""
 
@@ -165,7 +165,7 @@ def made(name: str, goal: str, value: float, epochs: int, rate: float, threads: 
         files = {"original": source, "repaired": then(FOLD, repaired)}
         if epochs and name in TRAINED:
             teach = dataclasses.replace(bound, teacher=model, place=place / "training")
-            recipe = Distill(epochs=epochs, rate=rate, batch=128, augment=AUGMENT[name], temperature=4.0, hard=0.5, average=0.99)
+            recipe = Distill(epochs=epochs, rate=rate, batch=128, augment=AUGMENT[name], average=0.99, precision="bfloat16")
             taught = distill(repaired, recipe, teach)
             files["taught"] = then(FOLD, taught)
             files["taught, int8"] = then(INT8, files["taught"])

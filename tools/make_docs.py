@@ -378,6 +378,22 @@ def pruning_table() -> str:
     return _table(("model", "asked for", "MACs", "original", "plain", "repaired", "taught", "and int8"), rows)
 
 
+def low_rank_table() -> str:
+    """Accuracy after factorize alone, without and with data, by the share of MACs that each layer keeps; each line's last run."""
+    last = {(r["model"], r["share"]): r for r in _lines("low_rank") if r["what"] == "factorize"}
+    rows = [
+        (r["model"], *(f"{r[k]:.4g}" for k in ("share", "original")), *(f"{r[k]:.4f}" for k in ("plain", "data"))) for r in last.values()
+    ]
+    return _table(("model", "MACs kept", "original", "without data", "with data"), rows)
+
+
+def packed_table() -> str:
+    """Bytes of the digits' CNN, pruned and clustered; each line's last run."""
+    last = {r["way"]: r for r in _lines("low_rank") if r["what"] == "packed"}
+    rows = [(way, *(f"{r[k]:,}" for k in ("raw", "packed", "entropy_coded"))) for way, r in last.items()]
+    return _table(("the digits' CNN", "raw", "packed", "entropy-coded"), rows)
+
+
 def chain_table() -> str:
     """A search that may train beside what the field offers without training; the last line of each model counts."""
     last = {r["model"]: r for r in _lines("peers_trained")}
@@ -458,6 +474,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "binary": binary_table,
     "sparse": sparse_table,
     "pruning": pruning_table,
+    "low_rank": low_rank_table,
+    "packed": packed_table,
     "chain": chain_table,
     "deep_compression": deep_compression_table,
     "study": study_table,

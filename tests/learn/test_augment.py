@@ -62,9 +62,10 @@ def test_a_rotation_turns_about_the_centre_and_does_not_shear():
 
 
 @pytest.mark.parametrize("text, said", [
-    ("blur", "there is no augmentation 'blur'; use some of shift, crop, flip, rotate, zoom"),
+    ("blur", "there is no augmentation 'blur'; use some of shift, crop, flip, rotate, zoom, mixup"),
     ("shift:far", "augmentation 'shift:far': 'far' is no number; expected shift:2, say"),
     ("shift:0", "augmentation 'shift:0': the amount must be above 0"),
+    ("mixup:much", "augmentation 'mixup:much': 'much' is no number; expected mixup:0.2, say"),
     ("flip:2", "augmentation 'flip:2': the amount must be above 0, and a share up to 1"),
 ])  # fmt: skip
 def test_what_is_not_understood_is_refused(text, said):

@@ -66,3 +66,27 @@ def test_the_teacher_is_asked_about_the_very_samples():
     for batch in made.epoch(0):
         assert torch.equal(batch.taught[0], batch.feeds[0] * 2)
         assert (22 - batch.taught[1]).tolist() == batch.labels.tolist()
+
+
+def test_blends_are_what_their_labels_say():
+    """x is the label itself, so share * label + (1 - share) * other is the blend; the teacher sees the blend."""
+    made = Batches(split(), ("x",), 5, changes=(parse("mixup:1"),), teach=lambda positions, feeds: feeds, seed=3)
+    shares = set()
+    for batch in made.epoch(0):
+        expected = batch.share * batch.labels + (1 - batch.share) * batch.others
+        assert torch.allclose(batch.feeds[0][:, 0, 1, 1], expected.float())
+        assert torch.equal(batch.taught[0], batch.feeds[0])
+        assert sorted(batch.others.tolist()) == sorted(batch.labels.tolist()) != batch.others.tolist()
+        shares.add(batch.share)
+        for piece in module.pieces(batch, 2):
+            assert torch.allclose(piece.feeds[0][:, 0, 1, 1], (piece.share * piece.labels + (1 - piece.share) * piece.others).float())
+    assert len(shares) == 4 and all(0 < s < 1 for s in shares)
+    assert [b.share for b in made.epoch(0, 2)] == [b.share for b in made.epoch(0)][2:]
+    assert torch.equal(next(made.epoch(1)).feeds[0], next(made.epoch(1)).feeds[0])
+
+
+def test_blends_of_vectors_yes_of_whole_numbers_no():
+    assert len(list(Batches(split(shape=(16,)), ("x",), 5, changes=(parse("mixup"),)).epoch(0))) == 4
+    codes = Split(Arrays({"x": np.zeros((9, 4), np.int64)}), np.arange(9), np.arange(9))
+    with pytest.raises(BadInput, match=r"mixup blends samples, and the input x is of whole numbers \(int64\); leave it out"):
+        Batches(codes, ("x",), 4, changes=(parse("mixup"),))

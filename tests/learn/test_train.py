@@ -116,6 +116,7 @@ def test_what_judges_is_never_trained_on(untrained, digits):
 @pytest.mark.parametrize("settings", [
     Train(epochs=3, batch=8, seed=3),
     Train(epochs=3, batch=8, optimizer="sgd", rate=0.05, average=0.9),
+    Train(epochs=3, batch=8, augment=("mixup:1",)),
 ])  # fmt: skip
 @pytest.mark.parametrize("stopped_after", [1, 6, 7, 11])
 def test_a_stopped_training_goes_on_to_the_very_same_weights(settings, stopped_after, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """augment: random changes of pictures that keep their meaning. AUGMENTATIONS is the whole list; `file.py:function` is the user's own.
 
-Each takes pictures (N, C, H, W) and a generator and gives pictures of the same shape; every picture of a batch gets its own draw.
+Each takes pictures (N, C, H, W) and a generator and gives pictures of the same shape; every picture of a batch gets its own draw. Mixup is another
+matter: it changes samples of any kind, and their labels with them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -68,23 +70,50 @@ class Named:
         return AUGMENTATIONS[self.name][0](x, self.amount, generator)
 
 
-def parse(text: str) -> Change:
-    """`shift:2`, `flip`, or `file.py:function`, a function of pictures (N, C, H, W) and a torch.Generator. Raises BadInput."""
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Sample i of a batch is share * i + (1 - share) * partner[i], and so is its loss."""
+
+    share: float
+    partner: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.mul(self.share).add_(x[self.partner], alpha=1 - self.share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixup:
+    """Each sample is blended with another one of its batch, in a share drawn from Beta(amount, amount) for each batch (Zhang et al.,
+    arXiv 1710.09412). Blends are more samples than the data has: with a teacher that says something of every blend, a student learns its function
+    and not its training data (Beyer et al., arXiv 2106.05237)."""
+
+    amount: float
+
+    def draw(self, count: int, generator: torch.Generator) -> Mixed:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return Mixed(float(np.random.default_rng(seed).beta(self.amount, self.amount)), torch.randperm(count, generator=generator))
+
+
+AMOUNTS = {**{name: amount for name, (_, amount) in AUGMENTATIONS.items()}, "mixup": 0.2}
+
+
+def parse(text: str) -> Change | Mixup:
+    """`shift:2`, `flip`, `mixup`, or `file.py:function`, a function of pictures (N, C, H, W) and a torch.Generator. Raises BadInput."""
     if pyfile.is_reference(text):
         function: Change = pyfile.load_object(text)
         return function
     name, _, amount = text.partition(":")
-    if name not in AUGMENTATIONS:
+    if name not in AMOUNTS:
         raise BadInput(
-            f"there is no augmentation {name!r}; use some of {', '.join(AUGMENTATIONS)} (with an amount: shift:2), or file.py:function"
+            f"there is no augmentation {name!r}; use some of {', '.join(AMOUNTS)} (with an amount: shift:2), or file.py:function"
         )
     try:
-        number = float(amount) if amount else float(AUGMENTATIONS[name][1])
+        number = float(amount) if amount else float(AMOUNTS[name])
     except ValueError as e:
-        raise BadInput(f"augmentation {text!r}: {amount!r} is no number; expected {name}:{AUGMENTATIONS[name][1]:g}, say") from e
+        raise BadInput(f"augmentation {text!r}: {amount!r} is no number; expected {name}:{AMOUNTS[name]:g}, say") from e
     if number <= 0 or (name == "flip" and number > 1) or (name == "zoom" and number >= 1):
         raise BadInput(f"augmentation {text!r}: the amount must be above 0{', and a share up to 1' if name in ('flip', 'zoom') else ''}")
-    return Named(name, number)
+    return Mixup(number) if name == "mixup" else Named(name, number)
 
 
 def _moved(x: Tensor, by: int, generator: torch.Generator, border: Callable[[Tensor, int], Tensor]) -> Tensor:

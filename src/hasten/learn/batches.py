@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.errors import BadInput
-from hasten.learn.augment import Change
+from hasten.learn.augment import Change, Mixed, Mixup
 from hasten.task import Split
 
 IN_MEMORY = 2 << 30
@@ -28,11 +28,14 @@ Teach = Callable[[NDArray[np.intp], tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """Feeds in the order of the model's inputs; labels (N, ...) or None; what a teacher says of these very samples, empty without one."""
+    """Feeds in the order of the model's inputs; labels (N, ...) or None; what a teacher says of these very samples, empty without one. Blended
+    samples have two labels, and the first one's share in the loss."""
 
     feeds: tuple[Tensor, ...]
     labels: Tensor | None
     taught: tuple[Tensor, ...] = ()
+    others: Tensor | None = None
+    share: float = 1.0
 
 
 class Batches:
@@ -44,7 +47,7 @@ class Batches:
         inputs: tuple[str, ...],
         size: int,
         *,
-        changes: tuple[Change, ...] = (),
+        changes: tuple[Change | Mixup, ...] = (),
         teach: Teach | None = None,
         workers: int = 0,
         seed: int = 0,
@@ -52,18 +55,23 @@ class Batches:
     ) -> None:
         """`share`: (rank, processes); each process takes every `processes`-th sample of a batch.
 
-        Raises BadInput where there are fewer samples than one batch needs, or where an augmentation meets something else than pictures.
+        Raises BadInput where there are fewer samples than one batch needs, or where an augmentation meets something else than pictures, mixup
+        whole numbers.
         """
-        self._split, self._inputs, self.size, self._changes, self._teach, self._workers = split, inputs, size, changes, teach, workers
+        self._split, self._inputs, self.size, self._teach, self._workers = split, inputs, size, teach, workers
+        self._changes = tuple(c for c in changes if not isinstance(c, Mixup))
+        self._mixup = next((c for c in changes if isinstance(c, Mixup)), None)
         self._seed, (self._rank, self._processes) = seed, share
         if len(split) < size:
             raise BadInput(
                 f"the training data has {len(split)} samples, fewer than one batch of {size}; give more data or a smaller --batch"
             )
         first = split.samples.take(split.indices[:1])
-        if changes and not any(first[name].ndim == 4 for name in inputs):
+        if self._changes and not any(first[name].ndim == 4 for name in inputs):
             shapes = ", ".join(f"{name} {list(first[name].shape[1:])}" for name in inputs)
             raise BadInput(f"augmentation is for pictures (channels, height, width), the model's inputs are {shapes}; leave --augment out")
+        if self._mixup and (whole := [name for name in inputs if first[name].dtype.kind != "f"]):
+            raise BadInput(f"mixup blends samples, and the input {whole[0]} is of whole numbers ({first[whole[0]].dtype}); leave it out")
         self._kept = self._all() if len(split) * sum(v.nbytes for v in first.values()) <= IN_MEMORY else None
         self._labels = None if split.labels is None else torch.from_numpy(np.ascontiguousarray(split.labels))
 
@@ -94,12 +102,19 @@ class Batches:
         else:
             taken = self._split.samples.take(self._split.indices[positions])
             feeds = tuple(torch.from_numpy(np.ascontiguousarray(taken[name])) for name in self._inputs)
-        if self._changes:
+        labels = None if self._labels is None else self._labels[torch.from_numpy(positions)]
+        mixed: Mixed | None = None
+        if self._changes or self._mixup:
             draw = int(np.random.SeedSequence((self._seed, epoch, step, self._rank)).generate_state(1)[0])
             generator = torch.Generator().manual_seed(draw)
             feeds = tuple(_changed(x, self._changes, generator) if x.ndim == 4 else x for x in feeds)
-        labels = None if self._labels is None else self._labels[torch.from_numpy(positions)]
-        return Batch(feeds, labels, self._teach(positions, feeds) if self._teach is not None else ())
+            if self._mixup:
+                mixed = self._mixup.draw(len(positions), generator)
+                feeds = tuple(mixed(x) for x in feeds)
+        taught = self._teach(positions, feeds) if self._teach is not None else ()
+        if mixed is None or labels is None:
+            return Batch(feeds, labels, taught)
+        return Batch(feeds, labels, taught, labels[mixed.partner], mixed.share)
 
     def _all(self) -> tuple[Tensor, ...]:
         parts = [self._split.samples.take(self._split.indices[i : i + PIECE]) for i in range(0, len(self._split), PIECE)]
@@ -126,6 +141,8 @@ def pieces(batch: Batch, count: int) -> list[Batch]:
             tuple(part(x, i) for x in batch.feeds),
             None if batch.labels is None else part(batch.labels, i),
             tuple(part(x, i) for x in batch.taught),
+            None if batch.others is None else part(batch.others, i),
+            batch.share,
         )
         for i in range(count)
         if i * size < len(batch.feeds[0])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hasten.errors import BadInput, Diverged, OutOfResources
 from hasten.learn import checkpoint
-from hasten.learn.augment import parse
+from hasten.learn.augment import Mixup, parse
 from hasten.learn.batches import Batch, Batches, Teach, pieces
 from hasten.learn.checkpoint import CHECKPOINT
 from hasten.learn.executor import Executor
@@ -63,7 +63,7 @@ class Loop:
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
     known how long one takes; 0 for no limit. `cuts`: such cuts as a plan remembers them, so that it replays: step:steps, the number of all steps from
     that step on. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
-    crop:4, flip, rotate:10, zoom:0.1, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
+    crop:4, flip, rotate:10, zoom:0.1, mixup:0.2, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
     processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from 60 % of the
     steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of outputs x inputs
     (4x1). `scope`: layer; global or adaptive for the share of all weights together, under one threshold on the
@@ -117,8 +117,8 @@ class Loop:
                 f"{verb}: batch {self.batch} can't be divided into {self.accumulate} pieces in each of {self.processes} processes; "
                 f"use a multiple of {self.accumulate * self.processes}"
             )
-        for text in self.augment:
-            parse(text)
+        if sum(isinstance(parse(text), Mixup) for text in self.augment) > 1:
+            raise BadInput(f"{verb}: mixup was given twice; give it once, with the amount that it should have")
         for text in self.cuts:
             if not all(part.isdigit() for part in text.partition(":")[::2]):
                 raise BadInput(f"{verb}: the cut {text!r} is not understood; expected step:steps, such as 12:480")

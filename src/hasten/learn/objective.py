@@ -54,8 +54,12 @@ class TaskLoss:
     smoothing: float = 0.0
 
     def __call__(self, outputs: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        x, labels = outputs[self.at].float(), batch.labels
-        assert labels is not None
+        x = outputs[self.at].float()
+        assert batch.labels is not None
+        loss = self._of(x, batch.labels)
+        return loss if batch.others is None else batch.share * loss + (1 - batch.share) * self._of(x, batch.others)
+
+    def _of(self, x: Tensor, labels: Tensor) -> Tensor:
         if self.kind == "cross entropy":
             if labels.ndim == x.ndim and labels.shape[-1] == x.shape[-1]:  # one-hot, or probabilities
                 return functional.cross_entropy(x.flatten(0, -2), labels.flatten(0, -2).to(x.dtype), label_smoothing=self.smoothing)
