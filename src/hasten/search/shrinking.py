@@ -1,4 +1,4 @@
-"""Shrinking: candidates with fewer channels and blocks, refitted to calibration data, not trained; ever faster ones, until the budget breaks."""
+"""Shrinking: candidates with fewer channels and blocks, refitted to calibration data, not trained. The fastest that keeps the budget is bisected for."""
 
 from __future__ import annotations
 
@@ -22,46 +22,49 @@ from hasten.voice import voice
 PLACES = 2
 """In so many places (runtime, hint, threads) a recipe that takes long to make is tried."""
 
-SECONDS, SHARE = 20.0, 0.25
+SECONDS, SHARE = 60.0, 0.4
 """Shrinking begins no further speed-up after so many seconds; where the search has a time limit, after this share of what was left. A model that
-would take three times as long to look at alone is left as wide as it is."""
+would take longer to look at alone is left as wide as it is."""
 
 OVERHEAD, COPIED = 0.08, 3e8
 """Of a trial beside its samples: seconds, and bytes of weights a second, which are written and read again."""
 
 
 def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
-    """Add to `tried` the pruned candidates that are worth it, and the reason for the first that was not."""
+    """Add to `tried` the pruned candidates that were looked at: of each kind the fastest that keeps the budget, and slower and faster ones on the
+    way to it. PRUNED has each kind by rising speed-up."""
     if run.task is None or run.task.calibrate is None:
         return
     wanted = [r for r in PRUNED if not run.budget.recipes or r.name in run.budget.recipes]
     allowed = SECONDS if math.isinf(run.left) else SHARE * run.left
-    if wanted and (effort := _effort(run, baseline)) > 3 * allowed:
+    if wanted and (effort := _effort(run, baseline)) > allowed:
         voice().say(
-            f"pruning is left out: to look at each width takes about {effort:.0f} s, {3 * allowed:.0f} s are allowed (--time-limit allows more)"
+            f"pruning is left out: to look at each width takes about {effort:.0f} s, {allowed:.0f} s are allowed (--time-limit allows more)"
         )
         return
     until = time.monotonic() + allowed
-    broken: set[str] = set()
-    for recipe in wanted:
-        kind = "int8" if recipe.name.endswith("int8") else "float"
-        if kind in broken or "all" in broken:
-            continue
-        if time.monotonic() > until:
-            return
-        outcomes = screen_costly(run, recipe, tried, baseline)
-        if not outcomes:
-            broken.add("all")
-            continue
-        built = run.build(outcomes[0].candidate.recipe)
-        for outcome in outcomes:
-            if "failed" in built:
-                outcome.reason = built["failed"]
+    for eight_bits in (False, True):
+        recipes = [r for r in wanted if any(name == "quantize_static" for name, _ in r.steps) == eight_bits]
+        low, high = 0, len(recipes)
+        while low < high and time.monotonic() < until:
+            middle = (low + high) // 2
+            if _keeps_the_budget(run, recipes[middle], tried, baseline):
+                low = middle + 1
             else:
-                outcome.size = built["bytes"]
-                judge_one(run, outcome)
-        if all(o.reason for o in outcomes):
-            broken.add(kind)
+                high = middle
+
+
+def _keeps_the_budget(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> bool:
+    """Make, time and judge a recipe; its outcomes go to `tried`."""
+    outcomes = screen_costly(run, recipe, tried, baseline)
+    for outcome in outcomes:
+        built = run.build(outcome.candidate.recipe)
+        if "failed" in built:
+            outcome.reason = built["failed"]
+        else:
+            outcome.size = built["bytes"]
+            judge_one(run, outcome)
+    return any(not o.reason for o in outcomes)
 
 
 def _effort(run: Run, baseline: Timing) -> float:
