@@ -1,4 +1,4 @@
-"""Shrinking: candidates with fewer channels and blocks, refitted to calibration data, not trained. The fastest that keeps the budget is bisected for."""
+"""Shrinking: candidates with fewer channels and blocks, refitted to calibration data, not trained; bisected for the fastest that keeps the budget."""
 
 from __future__ import annotations
 
