@@ -22,9 +22,9 @@ from hasten.voice import voice
 PLACES = 2
 """In so many places (runtime, hint, threads) a recipe that takes long to make is tried."""
 
-SECONDS, SHARE = 60.0, 0.4
-"""Shrinking begins no further speed-up after so many seconds; where the search has a time limit, after this share of what was left. A model that
-would take longer to look at alone is left as wide as it is."""
+SECONDS, SHARE = 60.0, 0.25
+"""Once the widths were looked at, shrinking begins no further speed-up after so many seconds; where the search has a time limit, after this share of
+what was left. A model that would take longer to look at is left as wide as it is."""
 
 OVERHEAD, COPIED = 0.08, 3e8
 """Of a trial beside its samples: seconds, and bytes of weights a second, which are written and read again."""
@@ -42,7 +42,7 @@ def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
             f"pruning is left out: to look at each width takes about {effort:.0f} s, {allowed:.0f} s are allowed (--time-limit allows more)"
         )
         return
-    until = time.monotonic() + allowed
+    until = math.inf
     for eight_bits in (False, True):
         recipes = [r for r in wanted if any(name == "quantize_static" for name, _ in r.steps) == eight_bits]
         low, high = 0, len(recipes)
@@ -52,6 +52,7 @@ def shrink_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
                 low = middle + 1
             else:
                 high = middle
+            until = min(until, time.monotonic() + allowed)
 
 
 def _keeps_the_budget(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> bool:
