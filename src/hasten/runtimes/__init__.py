@@ -59,6 +59,7 @@ class Runtime(Protocol):
 
 RUNTIMES = {
     "onnxruntime": ("onnxruntime", "RUNTIME"),
+    "onnxruntime-plain": ("onnxruntime", "PLAIN"),
     "openvino": ("openvino", "RUNTIME"),
     "torch": ("torch", "RUNTIME"),
     "torch-compiled": ("torch", "COMPILED"),

@@ -26,10 +26,12 @@ PROFILE_WARM_UP, MOST_EVENTS = 5, 400_000
 
 
 class OnnxRuntime:
-    """onnxruntime with its default graph optimisation; `compile` raises Unsupported with onnxruntime's own reason."""
+    """onnxruntime with its default graph optimisation, or as `onnxruntime-plain` with none; `compile` raises Unsupported with its own reason."""
 
-    name = "onnxruntime"
     hints = ("float32",)
+
+    def __init__(self, name: str, optimize: bool) -> None:
+        self.name, self._optimize = name, optimize
 
     def unsupported(self, model: Model, target: Target) -> tuple[Skip, ...]:
         if target.precision != "float32":
@@ -38,10 +40,10 @@ class OnnxRuntime:
 
     def compile(self, model: Model | Path, target: Target) -> OnnxRuntimeSession:
         if isinstance(model, Path):
-            return OnnxRuntimeSession(str(model), target)
+            return OnnxRuntimeSession(str(model), target, optimize=self._optimize)
         if not model.fits_in_memory:
             raise Unsupported("onnxruntime: weights above 1.5 GB can't be passed in memory; save the model and compile its path")
-        return OnnxRuntimeSession(model.to_bytes(), target)
+        return OnnxRuntimeSession(model.to_bytes(), target, optimize=self._optimize)
 
 
 class OnnxRuntimeSession:
@@ -50,8 +52,8 @@ class OnnxRuntimeSession:
     batch: int | None = None
     """Any batch that the model itself takes."""
 
-    def __init__(self, source: bytes | str, target: Target, profile: Path | None = None) -> None:
-        """`profile`: where the profile's file goes, begun with that name; None: nothing is profiled."""
+    def __init__(self, source: bytes | str, target: Target, profile: Path | None = None, *, optimize: bool = True) -> None:
+        """`profile`: where the profile's file goes, begun with that name; None: nothing is profiled. `optimize`: whether onnxruntime may."""
         import onnxruntime as ort
 
         ort.set_default_logger_severity(3)
@@ -59,6 +61,8 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = target.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -119,4 +123,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-RUNTIME = OnnxRuntime()
+RUNTIME = OnnxRuntime("onnxruntime", optimize=True)
+PLAIN = OnnxRuntime("onnxruntime-plain", optimize=False)
+"""Its own graph optimisation off: it shows what a graph is worth by itself."""
