@@ -56,15 +56,7 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
 
     Raises BadInput for a name that no axis has.
     """
-    names = sorted({d for p in model.inputs for d in p.shape if isinstance(d, str)})
-    if unknown := sorted(set(sizes or {}) - set(names)):
-        raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(names) or 'none'}")
-    edited = model.edit()
-    for value in edited.graph.inputs:
-        if value.shape is not None:
-            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
-            value.shape = ir.Shape(fixed)
-    _infer(edited)
+    edited = at_sizes(model, sizes, batch)
     rows = tuple(_row(node) for node in edited.graph if node.op_type != "Constant")
     constants = [node.outputs[0] for node in edited.graph if node.op_type == "Constant"]
     weights = [t for v in [*edited.graph.initializers.values(), *constants] if (t := _weight(v)) is not None]
@@ -77,6 +69,23 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
         sum(r.activation_bytes or 0 for r in rows),
         sum(r.macs is None or r.activation_bytes is None for r in rows),
     )
+
+
+def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> ir.Model:
+    """A clone with all shapes at these sizes: the first axis of every input at `batch`, other dynamic axes at `sizes[name]`.
+
+    Raises BadInput for a name that no axis has.
+    """
+    names = sorted({d for p in model.inputs for d in p.shape if isinstance(d, str)})
+    if unknown := sorted(set(sizes or {}) - set(names)):
+        raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(names) or 'none'}")
+    edited = model.edit()
+    for value in edited.graph.inputs:
+        if value.shape is not None:
+            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
+            value.shape = ir.Shape(fixed)
+    _infer(edited)
+    return edited
 
 
 SMALL = 1024
@@ -117,7 +126,7 @@ def _infer(edited: ir.Model) -> None:
 def _row(node: ir.Node) -> Row:
     weights = [t for v in node.inputs if v is not None and (t := _weight(v)) is not None]
     weight_bytes = sum(t.nbytes for t in weights)
-    moved = [_bytes(v) for v in [*node.inputs, *node.outputs] if v is not None and v.name and _weight(v) is None]
+    moved = [bytes_of(v) for v in [*node.inputs, *node.outputs] if v is not None and v.name and _weight(v) is None]
     output = node.outputs[0]
     shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
     big = max(weights, key=lambda t: t.size, default=None)
@@ -186,6 +195,7 @@ def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
 
 
-def _bytes(value: ir.Value) -> int | None:
+def bytes_of(value: ir.Value) -> int | None:
+    """Bytes of a value, None where its shape or type is unknown."""
     shape = _shape(value)
     return None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8

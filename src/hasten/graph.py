@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import copy
 import dataclasses
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,56 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from hasten.model import Model, Skip, Step
 
 Array = NDArray[Any]
+
+
+@dataclasses.dataclass(eq=False)
+class Rewrites:
+    """What a pass did: names of the nodes that it rewrote at, in order; `refused`: nodes at which it must not."""
+
+    refused: Collection[str] = ()
+    done: list[str] = dataclasses.field(default_factory=list)
+
+
+_rewrites: contextvars.ContextVar[Rewrites | None] = contextvars.ContextVar("rewrites", default=None)
+
+
+@contextlib.contextmanager
+def rewrites(refused: Collection[str] = ()) -> Iterator[Rewrites]:
+    """Within this block passes leave the nodes of these names alone, and what they do is listed: so a wrong rewrite can be found by bisection."""
+    found = Rewrites(refused)
+    token = _rewrites.set(found)
+    try:
+        yield found
+    finally:
+        _rewrites.reset(token)
+
+
+def may_rewrite(node: ir.Node) -> bool:
+    """Asked by a pass at each node that it is about to rewrite at, once it is sure that it would."""
+    here = _rewrites.get()
+    if here is None:
+        return True
+    if node.name in here.refused:
+        return False
+    here.done.append(node.name or "")
+    return True
+
+
+def asking(rules: Any) -> Any:
+    """An onnxscript RewriteRuleSet whose rules ask `may_rewrite` before they change something."""
+    from onnxscript.rewriter import RewriteRuleSet
+
+    def asked(rule: Any) -> Any:
+        made, attempt = copy.copy(rule), rule.try_rewrite
+
+        def try_rewrite(model: ir.Model, where: ir.Graph | ir.Function, node: ir.Node, **more: Any) -> Any:
+            delta = attempt(model, where, node, **more)
+            return delta if delta is not None and may_rewrite(node) else None
+
+        made.try_rewrite = try_rewrite
+        return made
+
+    return RewriteRuleSet([asked(rule) for rule in rules])
 
 
 def constant(value: ir.Value | None) -> Array | None:

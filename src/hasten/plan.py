@@ -144,6 +144,7 @@ TECHNIQUES = (
     ),
     Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
+    Row("order_nodes", "passes", Phase.FOLD, Effect.EQUIVALENT, "An order of the nodes in which less memory is needed at once."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),
     Row("equalize", "quantize", Phase.QUANTIZE, Effect.LOSSY, "Even out channel ranges before depthwise convolutions.", observes=True),

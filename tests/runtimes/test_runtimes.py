@@ -46,5 +46,7 @@ def test_a_file_that_is_no_model_is_unsupported_with_the_runtime_s_reason(tmp_pa
 
 
 def test_an_unknown_runtime_is_refused():
-    with pytest.raises(BadInput, match="no runtime 'tpu'; use one of onnxruntime, onnxruntime-plain, openvino, torch, torch-compiled, reference, null"):
+    with pytest.raises(
+        BadInput, match="no runtime 'tpu'; use one of onnxruntime, onnxruntime-plain, openvino, torch, torch-compiled, reference, null"
+    ):
         get("tpu")

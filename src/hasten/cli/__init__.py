@@ -11,6 +11,7 @@ import typer
 from hasten import plan
 from hasten.cli import do, judge, look
 from hasten.cli.options import print_line
+from hasten.cli.simplify import simplify
 from hasten.cli.techniques import technique_command
 from hasten.errors import BadInput, HastenError, OutOfResources
 from hasten.version import __version__
@@ -32,6 +33,7 @@ VERBS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     (DO, "optimize", do.optimize),
     (DO, "run", do.run_plan),
     (DO, "convert", do.convert),
+    (DO, "simplify", simplify),
     (LOOK, "inspect", look.inspect_model),
     (LOOK, "report", look.report),
     (LOOK, "doctor", look.doctor),

@@ -58,7 +58,9 @@ ShapeOpt = Annotated[list[str] | None, typer.Option("--shape", help="Size of a d
 ExampleOpt = Annotated[str | None, typer.Option("--example-input", help="For an nn.Module: 1x3x224x224, or 1x128:int64, by commas.")]
 ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; by default the cores that this process may use.")]
 BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Samples a call; 1, or 32 for throughput, by default.")]
-RuntimeOpt = Annotated[str, typer.Option("--runtime", help="onnxruntime, onnxruntime-plain (its graph optimisation off), openvino, torch or reference.")]
+RuntimeOpt = Annotated[
+    str, typer.Option("--runtime", help="onnxruntime, onnxruntime-plain (its graph optimisation off), openvino, torch or reference.")
+]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of the splits.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 QuietOpt = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result and nothing on the way to it.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hasten.graph import finish
+from hasten.graph import asking, finish
 from hasten.model import Model
 from hasten.task import BoundTask
 
@@ -25,5 +25,5 @@ def fold_activations(model: Model, settings: FoldActivations, task: BoundTask | 
     edited = model.edit()
     changed = 0
     for rules in (_fuse_relus_clips.rules, _fuse_pad_into_conv.rules):
-        changed += rules.apply_to_model(edited)
+        changed += asking(rules).apply_to_model(edited)
     return finish(model, edited, settings, "fold_activations", changed, [])

@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place
+from hasten.graph import Array, add_weight, constant, finish, may_rewrite, sole_consumer, take_place
 from hasten.model import Model, Skip, all_nodes
 from hasten.own_operators import is_packed
 from hasten.task import BoundTask
@@ -41,6 +41,8 @@ def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> M
             skipped.append(Skip(node.name or node.op_type, why))
             continue
         assert factor is not None and term is not None
+        if not may_rewrite(node):
+            continue
         absorb(node, layer, factor, term)
         changed += 1
     return finish(model, edited, settings, "fold_affine", changed, skipped)

@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import constant, finish
+from hasten.graph import constant, finish, may_rewrite
 from hasten.model import Model, Skip, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import LAYERS, absorb, refusal
@@ -36,6 +36,8 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
         why = _refusal(norm, before)
         if before is None or why:
             skipped.append(Skip(norm.name or "", why))
+            continue
+        if not may_rewrite(norm):
             continue
         gamma, beta, mean, variance = (np.asarray(constant(v), np.float64) for v in norm.inputs[1:5])
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))

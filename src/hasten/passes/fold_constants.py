@@ -11,10 +11,11 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
+import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from hasten.errors import BadInput
-from hasten.graph import finish
+from hasten.graph import asking, finish, may_rewrite
 from hasten.model import Model, Skip, all_nodes
 from hasten.task import BoundTask
 
@@ -48,9 +49,9 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
             onnx_shape_inference=True,
             input_size_limit=max(settings.size_limit, _largest(model)),
             output_size_limit=max(settings.size_limit, _largest(model)),
-            should_fold=lambda node: False if node.op_type in GENERATORS and _bytes(node) > settings.size_limit else None,
+            should_fold=lambda node: None if _small_enough(node, settings) and may_rewrite(node) else False,
         )
-    _materialize_reshape_shape.rules.apply_to_model(edited)
+    asking(_materialize_reshape_shape.rules).apply_to_model(edited)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
     RemoveUnusedNodesPass()(edited)
     skipped = [
@@ -59,6 +60,10 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
     return finish(model, edited, settings, "fold_constants", before - sum(1 for _ in all_nodes(edited.graph)), skipped)
+
+
+def _small_enough(node: ir.Node, settings: FoldConstants) -> bool:
+    return node.op_type not in GENERATORS or _bytes(node) <= settings.size_limit
 
 
 @contextlib.contextmanager
@@ -78,11 +83,8 @@ def _largest(model: Model) -> int:
     return max((v.const_value.nbytes for v in model.ir.graph.initializers.values() if v.const_value is not None), default=0)
 
 
-def _bytes(node: object) -> int:
+def _bytes(node: ir.Node) -> int:
     """Bytes of a node's first output where its shape is known, else more than any limit."""
-    import onnx_ir as ir
-
-    assert isinstance(node, ir.Node)
     value = node.outputs[0]
     if value.shape is None or value.dtype is None or not all(isinstance(d, int) for d in value.shape):
         return 1 << 62

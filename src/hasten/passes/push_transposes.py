@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, sole_consumer, take_place, unique_name
+from hasten.graph import Array, add_weight, constant, finish, may_rewrite, sole_consumer, take_place, unique_name
 from hasten.model import Model
 from hasten.task import BoundTask
 
@@ -72,6 +72,8 @@ def _push(node: ir.Node) -> bool:
         return False
     (perm,) = perms
     assert perm is not None
+    if not may_rewrite(node):
+        return False
     after = rule(node, perm)
     if after is None:
         return False
@@ -190,7 +192,7 @@ def _flatten(node: ir.Node, perm: Perm) -> Perm | None:
 def _merge(node: ir.Node) -> bool:
     """Two Transposes in a row are one, or none."""
     first, second = _perm(node.inputs[0]), _perm(node.outputs[0])
-    if first is None or second is None:
+    if first is None or second is None or not may_rewrite(node):
         return False
     merged = tuple(first[p] for p in second)
     _take_source(node, 0)

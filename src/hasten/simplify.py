@@ -1,0 +1,280 @@
+"""simplify: every pass that keeps the results, again and again until none changes anything; each checked, and each with what it brings.
+
+A pass is checked against the oracle on random inputs of every dynamic size, and on real ones where they are given. Where the results differ, its
+rewrites are bisected: the guilty one is undone and named, and the run goes on with the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hasten import check, plan, runtimes
+from hasten.errors import BadInput, CheckFailed, OutOfResources
+from hasten.facts import facts
+from hasten.graph import Array, rewrites
+from hasten.memory import peak
+from hasten.model import Model, all_nodes
+from hasten.plan import Effect
+from hasten.runtimes import Target
+from hasten.voice import voice
+
+ROUNDS = 6
+"""The list of passes is run through at most so often; two or three times are the rule."""
+
+MOST_UNDONE = 20
+"""Rewrites of one pass that are undone one by one; with more than that the pass is left out as a whole."""
+
+RESULT_KEEPING = (Effect.EQUIVALENT, Effect.ROUNDING)
+TOLERANCES = {Effect.EQUIVALENT: check.BITS, Effect.ROUNDING: check.FLOAT32}
+
+BY_CHOICE = ("merge_siblings", "fuse_attention")
+"""Passes that pay in some places alone, or in onnxruntime alone: run where they are asked for."""
+
+ENABLES = {
+    "push_transposes": "quantize-static, prune-channels: layers stand next to each other",
+    "fold_affine": "quantize-static: the bias is part of the layer",
+    "fold_batchnorm": "quantize-static, fold-affine: one scale a channel",
+    "fold_activations": "quantize-static: one clip behind a layer",
+    "fuse_operators": "quantize-static, factorize: a norm or Gelu is one node",
+    "fold_constants": "all that wants constant weights and known shapes",
+    "resolve_shapes": "push-transposes, prune-channels: shapes are known",
+    "order_nodes": "runtimes that keep the file's order",
+}
+"""What later on the road a pass makes possible."""
+
+CHECKED_RUNTIMES = ("onnxruntime-plain", "onnxruntime", "openvino")
+FLOOR = 0.03
+"""A ratio within this of 1 is no gain, however quiet the machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A graph in numbers. bytes: of weights; moved: bytes that the nodes read and write a call; peak: bytes of activations that live at once."""
+
+    nodes: int
+    macs: int
+    bytes: int
+    moved: int
+    peak: int
+
+    @staticmethod
+    def of(model: Model) -> Size:
+        known = facts(model)
+        return Size(sum(1 for _ in all_nodes(model.ir.graph)), known.macs, known.weight_bytes, known.activation_bytes, peak(model).bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one pass did in all rounds. after: the graph behind it. undone: rewrites that changed a result, with how. speed: by runtime, how many
+    times faster than before this pass."""
+
+    technique: str
+    changed: int
+    after: Size
+    undone: tuple[tuple[str, str], ...] = ()
+    speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    says: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simplified:
+    """The model; the verdicts of the passes that changed something or had to be undone; before; seconds of the passes and, apart, of the checks.
+
+    speed: by runtime, of the whole beside the original. floor: the noise of that, the original beside itself.
+    """
+
+    model: Model
+    verdicts: tuple[Verdict, ...]
+    before: Size
+    after: Size
+    seconds: float
+    check_seconds: float
+    checked: bool
+    speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    floor: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("model", "verdicts", "before", "after")
+        } | {
+            "before": dataclasses.asdict(self.before),
+            "after": dataclasses.asdict(self.after),
+            "passes": [dataclasses.asdict(v) for v in self.verdicts],
+            "digest": self.model.digest,
+        }
+
+
+def passes(only: Sequence[str] = (), leave: Sequence[str] = (), also: Sequence[str] = ()) -> tuple[plan.Row, ...]:
+    """The passes that keep the results, in their order; `only` those, all but `leave`, with those BY_CHOICE that are named in `also`.
+
+    Raises BadInput for a name that is no such pass.
+    """
+    known = [r for r in plan.TECHNIQUES if r.folder == "passes" and r.effect in RESULT_KEEPING]
+    names = [r.name for r in known]
+    asked = [[n.replace("-", "_") for n in given] for given in (only, leave, also)]
+    if wrong := [n for given in asked for n in given if n not in names]:
+        raise BadInput(f"simplify: there is no pass {wrong[0]!r} that keeps the results; there are {', '.join(r.verb for r in known)}")
+    chosen = asked[0] or [n for n in names if n not in BY_CHOICE or n in asked[2]]
+    return tuple(r for r in known if r.name in chosen and r.name not in asked[1])
+
+
+def simplify(
+    model: Model, rows: Sequence[plan.Row], feeds: Sequence[Mapping[str, Array]] | None = None, checked: bool = True
+) -> Simplified:
+    """Run the passes until none changes anything. feeds: real inputs that each pass is checked on too. `checked` False: nothing is checked."""
+    before = model
+    trace: dict[str, list[tuple[int, Model]]] = {}
+    undone: dict[str, dict[str, str]] = {row.name: {} for row in rows}
+    spent = [0.0, 0.0]
+    for number in range(ROUNDS):
+        start_of_round = model.structure
+        for row in rows:
+            voice().step(f"simplify, round {number + 1}: {row.verb}", rows.index(row), len(rows))
+            before_it = len(undone[row.name])
+            made = _pass(row, model, feeds, checked, undone[row.name], spent)
+            if made is not model or len(undone[row.name]) > before_it:
+                trace.setdefault(row.name, []).append((made.history[-1].changed if made is not model else 0, made))
+            model = made
+        if model.structure == start_of_round:
+            break
+    voice().step("simplify", len(rows), len(rows))
+    verdicts = tuple(
+        Verdict(name, sum(changed for changed, _ in runs), Size.of(runs[0][1]), tuple(undone[name].items())) for name, runs in trace.items()
+    )
+    return Simplified(model, verdicts, Size.of(before), Size.of(model), spent[0], spent[1], checked)
+
+
+def _pass(
+    row: plan.Row,
+    model: Model,
+    feeds: Sequence[Mapping[str, Array]] | None,
+    checked: bool,
+    undone: dict[str, str],
+    spent: list[float],
+) -> Model:
+    """The model after one pass, itself if it changed nothing. `undone`: nodes that it must leave alone, with what was wrong there; what is found to
+    be wrong is added, under the pass's own name where it is wrong whatever it leaves alone."""
+    settings = plan.make_settings(row.name, {})
+
+    def attempt(without: Sequence[str]) -> tuple[Model, list[str]]:
+        start = time.perf_counter()
+        with rewrites(without) as found:
+            made = row.apply(model, settings, None)
+        spent[0] += time.perf_counter() - start
+        return (made if made.structure != model.structure or made.history[-1].changed else model), found.done
+
+    if row.verb in undone:
+        return model
+    made, done = attempt(tuple(undone))
+    while checked and made is not model and (wrong := _wrong(row, model, made, feeds, spent)):
+        culprit = _culprit(done, lambda without: _wrong(row, model, attempt((*undone, *without))[0], feeds, spent))
+        if culprit is None or len(undone) == MOST_UNDONE:
+            voice().say(f"{row.verb} is undone as a whole: {wrong}")
+            undone[row.verb] = wrong
+            return model
+        undone[culprit] = wrong
+        voice().say(f"{row.verb}: what it did at {culprit} is undone: {wrong}")
+        made, done = attempt(tuple(undone))
+    return made
+
+
+def _wrong(row: plan.Row, before: Model, after: Model, feeds: Sequence[Mapping[str, Array]] | None, spent: list[float]) -> str:
+    """What differs beyond what the effect allows, empty if nothing does."""
+    start = time.perf_counter()
+    try:
+        check.legal(after)
+        check.same(before, after, within=TOLERANCES[row.effect])
+        if feeds:
+            check.same(before, after, within=TOLERANCES[row.effect], feeds=feeds)
+    except CheckFailed as e:
+        return str(e)
+    finally:
+        spent[1] += time.perf_counter() - start
+    return ""
+
+
+def _culprit(done: Sequence[str], wrong: Any) -> str | None:
+    """The node at which the first wrong rewrite happened, by bisection; None if it is wrong without any of them, too.
+
+    `wrong`: what is wrong if the pass leaves those nodes alone. Wrong with the first `high` rewrites, right with the first `low`.
+    """
+    sites = list(dict.fromkeys(done))
+    if not sites or wrong(sites):
+        return None
+    low, high = 0, len(sites)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if wrong(sites[middle:]):
+            high = middle
+        else:
+            low = middle
+    return sites[low]
+
+
+def never_slower(
+    model: Model,
+    rows: Sequence[plan.Row],
+    feeds: Sequence[Mapping[str, Array]] | None,
+    checked: bool,
+    target: Target,
+    timed_on: dict[str, Array],
+) -> Simplified:
+    """`simplify`, measured on `timed_on`; while the whole is slower in onnxruntime than the original beyond the noise, the pass that costs most is
+    left out."""
+    while True:
+        found = measured(simplify(model, rows, feeds, checked), model, target, timed_on)
+        if not found.verdicts or found.speed.get("onnxruntime", 1.0) >= 1 - found.floor:
+            return found
+        worst = min(found.verdicts, key=lambda v: v.speed["onnxruntime"])
+        voice().say(f"{worst.technique} is left out: with it the model is slower in onnxruntime (× {worst.speed['onnxruntime']:.2f})")
+        rows = [r for r in rows if r.name != worst.technique]
+
+
+def measured(found: Simplified, original: Model, target: Target, feeds: dict[str, Array]) -> Simplified:
+    """The same with the speed of each pass and of the whole, in onnxruntime with its own optimisation off and on and in OpenVINO, side by side.
+
+    The passes are timed as in the first round, one after the other; a last column is the whole.
+    """
+    from hasten.measure.beside import ratios_beside
+
+    steps = [original]
+    for verdict in found.verdicts:
+        row = plan.row(verdict.technique)
+        refused = [node for node, _ in verdict.undone]
+        with rewrites(refused):
+            steps.append(row.apply(steps[-1], plan.make_settings(row.name, {}), None) if row.verb not in refused else steps[-1])
+    speeds: dict[str, list[float]] = {}
+    for name in CHECKED_RUNTIMES:
+        models = [*steps[1:], found.model]
+        if any(runtimes.get(name).unsupported(m, target) for m in (original, *models)):
+            continue
+        with contextlib.suppress(OutOfResources):
+            speeds[name] = [1 / r for r in ratios_beside(original, [original, *models], name, target, feeds)]
+    floor = max([FLOOR, *(abs(s[0] - 1) for s in speeds.values())])
+    verdicts = []
+    for i, verdict in enumerate(found.verdicts, 1):
+        gains = {name: s[i] / (s[i - 1] if i > 1 else 1.0) for name, s in speeds.items()}
+        verdicts.append(dataclasses.replace(verdict, speed=gains, says=_says(verdict.technique, gains, floor)))
+    return dataclasses.replace(found, verdicts=tuple(verdicts), speed={name: s[-1] for name, s in speeds.items()}, floor=floor)
+
+
+def _says(technique: str, gains: Mapping[str, float], floor: float) -> str:
+    """The verdict in words."""
+    faster = [f"× {g:.2f} in {name}" for name, g in gains.items() if name != "onnxruntime-plain" and g > 1 + floor]
+    slower = [f"× {g:.2f} in {name}" for name, g in gains.items() if g < 1 - floor]
+    words = []
+    if faster:
+        words.append(f"faster: {', '.join(faster)}")
+    elif gains.get("onnxruntime-plain", 1.0) > 1 + floor:
+        words.append("already done by onnxruntime: no gain")
+    elif gains:
+        words.append("no gain in time")
+    if slower:
+        words.append(f"slower: {', '.join(slower)}")
+    if technique in ENABLES:
+        words.append(f"for {ENABLES[technique]}")
+    return "; ".join(words)
