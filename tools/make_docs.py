@@ -394,6 +394,36 @@ def packed_table() -> str:
     return _table(("the digits' CNN", "raw", "packed", "entropy-coded"), rows)
 
 
+def ablation_table() -> str:
+    """Every technique alone, every pair, and all: accuracy, speed, and times smaller when packed; each line's last run."""
+    lines = _lines("ablation")
+    last = {(r["model"], " + ".join(r["chain"]) or "original"): r for r in lines if "chain" in r}
+    times = {r["model"]: r["times"] for r in lines if "times" in r}
+    rows = []
+    for (model, chain), r in last.items():
+        speed = times.get(model, {}).get(chain)
+        smaller = last[model, "original"]["raw"] / r["entropy_coded"]
+        rows.append((model, chain, f"{r['accuracy']:.4f}", "" if speed is None else f"{speed:.2f}", f"{smaller:.1f}"))
+    return _table(("model", "techniques", "accuracy", "× as fast", "times smaller, packed"), rows)
+
+
+def exhaustive_table() -> str:
+    """The search's choice beside the best of all plans; the last line of each space."""
+    last = {(r["model"], r["trained"]): r for r in _lines("exhaustive")}
+    rows = [
+        (
+            model,
+            r["plans"],
+            f"{r['best']} (× {r['best_speed']:.2f})",
+            f"{r['choice']} (× {r['choice_speed']:.2f})",
+            f"{r['noise_floor']:.1%}",
+            f"{r['search_seconds']:.0f} of {r['seconds']:.0f} s",
+        )
+        for (model, _), r in last.items()
+    ]
+    return _table(("model", "plans", "the best of all", "the search's choice", "noise floor", "time"), rows)
+
+
 def chain_table() -> str:
     """A search that may train beside what the field offers without training; the last line of each model counts."""
     last = {r["model"]: r for r in _lines("peers_trained")}
@@ -477,6 +507,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "low_rank": low_rank_table,
     "packed": packed_table,
     "chain": chain_table,
+    "ablation": ablation_table,
+    "exhaustive": exhaustive_table,
     "deep_compression": deep_compression_table,
     "study": study_table,
 }
