@@ -400,7 +400,7 @@ def ablation_table() -> str:
     last = {(r["model"], " + ".join(r["chain"]) or "original"): r for r in lines if "chain" in r}
     times = {r["model"]: r["times"] for r in lines if "times" in r}
     rows = []
-    for (model, chain), r in last.items():
+    for (model, chain), r in sorted(last.items(), key=lambda item: (item[0][0], len(item[1]["chain"]))):
         speed = times.get(model, {}).get(chain)
         smaller = last[model, "original"]["raw"] / r["entropy_coded"]
         rows.append((model, chain, f"{r['accuracy']:.4f}", "" if speed is None else f"{speed:.2f}", f"{smaller:.1f}"))

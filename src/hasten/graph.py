@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import copy
 import dataclasses
+import weakref
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -89,13 +90,20 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+_taken: weakref.WeakKeyDictionary[ir.Graph, set[str | None]] = weakref.WeakKeyDictionary()
+
+
 def unique_name(graph: ir.Graph, wish: str) -> str:
-    """`wish`, or `wish_1`, `wish_2` … : a name that no value and no node of the graph has."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers) | {o.name for n in graph for o in n.outputs} | {n.name for n in graph}
+    """`wish`, or `wish_1`, `wish_2` … : a name that no value and no node of the graph has, and none that was given out before."""
+    if graph not in _taken:
+        names = {v.name for v in graph.inputs} | set(graph.initializers) | {n.name for n in graph}
+        _taken[graph] = names | {o.name for n in graph for o in n.outputs}
+    taken = _taken[graph]
     name, number = wish, 0
-    while name in taken:
+    while name in taken or name in graph.initializers:
         number += 1
         name = f"{wish}_{number}"
+    taken.add(name)
     return name
 
 
