@@ -168,6 +168,7 @@ TECHNIQUES = (
         teaches=True,
     ),
     Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
+    Row("fuse_attention", "passes", Phase.LOWER, Effect.ROUNDING, "Attention and sums with a norm as onnxruntime's own operators."),
 )
 
 

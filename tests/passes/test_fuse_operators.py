@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 
 from hasten import check, plan
-from hasten.doors import load
-from hasten.doors.onnx import from_proto
-from hasten.passes.cleanup import Cleanup, cleanup
-from hasten.passes.fold_constants import FoldConstants, fold_constants
 from hasten.passes.fuse_operators import FuseOperators, fuse_operators
 from hasten.plan import Plan, PlannedStep
 from hasten.runtimes import Target
 from hasten.runtimes import get as runtime
-from hasten.search.candidates import GRAPH
+from hasten.search.candidates import CLEAN
 from hasten.task import Task
 from tests.conftest import model_of, operators
+from tests.passes.encoders import encoder, examples, exported
 
 RNG = np.random.default_rng(0)
 NUMBERS = {
@@ -200,65 +197,10 @@ def test_another_type_or_a_constant_that_widens_the_result_stays_and_says_so():
     assert operators(after) == operators(before)
 
 
-def encoder(gelu: str = "none"):
-    """Two encoder layers of width 32, four heads, 8 tokens, then the mean over them."""
-    import torch
-    from torch import nn
-
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
-            self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
-            self.norm_1, self.norm_2 = nn.LayerNorm(32), nn.LayerNorm(32)
-
-        def forward(self, x):
-            q, k, v = (part(x).reshape(x.shape[0], 8, 4, 8).transpose(1, 2) for part in (self.q, self.k, self.v))
-            mixed = torch.softmax(q @ k.transpose(-1, -2) * 8**-0.5, -1) @ v
-            x = self.norm_1(x + self.out(mixed.transpose(1, 2).reshape(x.shape)))
-            return self.norm_2(x + self.down(nn.functional.gelu(self.up(x), approximate=gelu)))
-
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(Layer(), Layer())
-
-        def forward(self, x):
-            return self.layers(x).mean(1)
-
-    torch.manual_seed(0)
-    return Encoder().eval()
-
-
-def legacy(module, opset: int, *examples):
-    """The model as torch's older exporter writes it, the batch dynamic."""
-    import io
-    import warnings
-
-    import onnx
-    import torch
-
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        names = [f"x{i}" if i else "x" for i in range(len(examples))]
-        axes = {name: {0: "N"} for name in names}
-        torch.onnx.export(module, examples, file, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=axes)
-    return from_proto(onnx.load_from_string(file.getvalue()))
-
-
-def cleaned(model):
-    return fold_constants(cleanup(model, Cleanup(), None), FoldConstants(), None)
-
-
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
 @pytest.mark.parametrize("exporter", ["opset 14", "opset 17", "dynamo"])
 def test_both_exporters_of_torch_end_in_the_same_operators(exporter, gelu):
-    import torch
-
-    module, example = encoder(gelu), torch.randn(2, 8, 32)
-    made = load(module, example_inputs=(example,)).model if exporter == "dynamo" else legacy(module, int(exporter[-2:]), example)
-    before = cleaned(made)
+    before = exported(encoder(gelu), examples(), exporter)
     after = fuse_operators(before, FuseOperators(), None)
     kinds = operators(after)
     assert (kinds.count("LayerNormalization"), kinds.count("Gelu")) == (4, 2)
@@ -270,9 +212,7 @@ def test_both_exporters_of_torch_end_in_the_same_operators(exporter, gelu):
 @pytest.fixture(scope="module")
 def small_encoder():
     """The encoder as opset 14 knows it: norms and Gelu in pieces."""
-    import torch
-
-    return legacy(encoder(), 14, torch.randn(2, 8, 32))
+    return exported(encoder(), examples(), "opset 14")
 
 
 def test_a_fused_encoder_goes_on_through_the_house(small_encoder, tmp_path):
@@ -280,17 +220,17 @@ def test_a_fused_encoder_goes_on_through_the_house(small_encoder, tmp_path):
 
     from hasten.learn.executor import build
 
-    graph = Plan(tuple(PlannedStep(n, plan.make_settings(n, s)) for n, s in (*GRAPH, ("fuse_operators", {})) if plan.row(n).phase == 0))
+    graph = Plan(tuple(PlannedStep(n, plan.make_settings(n, s)) for n, s in CLEAN))
     model, _ = plan.run(graph, small_encoder, None)
     assert operators(model).count("LayerNormalization") == 4
-    feeds = {"x": RNG.standard_normal((16, 8, 32)).astype(np.float32)}
+    feeds = {"x0": RNG.standard_normal((16, 8, 32)).astype(np.float32)}
     wanted = check.oracle(small_encoder).run(None, feeds)[0]
     assert runtime("openvino").unsupported(model, Target(1)) == ()
     found = next(iter(runtime("openvino").compile(model, Target(1, 16)).run(feeds).values()))
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     with torch.no_grad():
-        np.testing.assert_allclose(build(model).module(torch.from_numpy(feeds["x"]))[0].numpy(), wanted, atol=1e-4)
-    np.savez(tmp_path / "data.npz", x=feeds["x"])
+        np.testing.assert_allclose(build(model).module(torch.from_numpy(feeds["x0"]))[0].numpy(), wanted, atol=1e-4)
+    np.savez(tmp_path / "data.npz", x0=feeds["x0"])
     bound = Task(tmp_path / "data.npz").bind(model)
     codes = plan.row("quantize_static").settings()
     quantized, _ = plan.run(Plan((PlannedStep("quantize_static", codes),)), model, bound)
