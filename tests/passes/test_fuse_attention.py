@@ -85,7 +85,7 @@ def test_attention_in_pieces_becomes_one_operator(text):
     ("text", "why"),
     [
         (FORMS["plain"].replace("<axis = -1>", "<axis = 2>"), "its Softmax is not over the keys"),
-        (f"{Q} {K} {V} {SCORES} c = Greater (s, half) t = Where (c, s, low) w = Softmax <axis = -1> (t) {END}", "masked by Where, not by a sum"),
+        (f"{Q} {K} {V} {SCORES} c = Greater (s, half) t = Where (c, s, low) w = Softmax <axis = -1> (t) {END}", "masked by Where, not by one sum"),
         (
             f"{Q} {K} {V} {SCORES} w = Softmax <axis = -1> (s) m0 = MatMul (w, v2) r = ReduceSum (w, fourth) m = Mul (m0, r)"
             f" {END.partition('(w, v2)')[2]}",

@@ -5,11 +5,14 @@ Transposes that part the heads and join them again go: the operator does that wh
 and the products is followed by where the axes lie (see `layout`), not by its form.
 SkipLayerNormalization: LayerNormalization(a + b); the sum comes out too where it is read again.
 
-Both stand in the domain com.microsoft: OpenVINO and torch refuse such a model. RMS normalization stays in pieces: the operator that onnxruntime
-has for it claims ONNX's own domain, in which opset 21 knows no such name, so the file would break ONNX's rules.
+Both stand in the domain com.microsoft, which onnxruntime and OpenVINO know; the torch runtime refuses such a model, node by node. RMS
+normalization stays in pieces: the operator that onnxruntime has for it claims ONNX's own domain, in which opset 21 knows no such name, so the
+file would break ONNX's rules.
 
-When: a transformer that is shipped for onnxruntime and that onnxruntime does not fuse itself; the last step, nothing after it knows the operators.
-Cost: nothing at run time; no data. The model runs in onnxruntime alone. Measure: onnxruntime fuses many exports itself when it loads them.
+When: a transformer over long inputs that is shipped for onnxruntime, and a measurement says that it pays. It is the last step: no other
+technique knows the operators.
+Cost: no data; the model no longer runs in torch. onnxruntime parts and joins heads about as fast by itself: MiniLM at 128 tokens ran at 0.96 to 1.0
+of its speed, two layers of that width at 512 tokens, without a mask, at 1.03; so it stands in no recipe.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ def attention(softmax: ir.Node) -> Attention | str | None:
     scale, bias, first = _scores(scores)
     if first is None:
         masked = scores.producer()
-        return "its scores are masked by Where, not by a sum" if masked is not None and masked.op_type == "Where" else None
+        return "its scores are masked by Where, not by one sum" if masked is not None and masked.op_type == "Where" else None
     q, k, v = first.inputs[0], first.inputs[1], product.inputs[1]
     if q is None or k is None or v is None or any(constant(x) is not None for x in (q, k, v)):
         return None
@@ -105,8 +108,8 @@ def attention(softmax: ir.Node) -> Attention | str | None:
         return "its Softmax is not over the keys"
     if sole_consumer(weights) is not product:
         return "its weights, the Softmax's output, have other readers"
-    if q.dtype != ir.DataType.FLOAT:
-        return "its values are not float32"
+    if q.dtype != ir.DataType.FLOAT or product.outputs[0].shape is None:
+        return "its values are not float32, or of unknown shape"
     sizes = [start.sizes for start in starts]
     if any(len({s[letter] for s in sizes}) > 1 for letter in "bh") or None in {s[letter] for s in sizes for letter in "hd"}:
         return f"queries, keys and values must have one batch, and one known number of heads and of channels; they have {sizes}"
@@ -216,6 +219,9 @@ def _joined(graph: ir.Graph, rows: ir.Value, old: ir.Value) -> bool:
     join = sole_consumer(turn.outputs[0])
     if perm not in ((0, 2, 1, 3), (2, 0, 1, 3)) or join is None or join.op_type != "Reshape" or join.domain != "":
         return False
+    if perm == (0, 2, 1, 3) and _fits(join.outputs[0], rows, 3):
+        take_place(join.outputs[0], rows)
+        return True
     shape = constant(join.inputs[1])
     # A 0 takes over the size at its own place: of the first two axes only these are the same in the rows.
     if shape is None or (join.attributes.get_int("allowzero", 0) == 0 and np.any(shape[2:] == 0)):
@@ -223,9 +229,6 @@ def _joined(graph: ir.Graph, rows: ir.Value, old: ir.Value) -> bool:
     assert rows.shape is not None
     if perm == (2, 0, 1, 3):
         rows = _node(graph, turn, "Transpose", [rows], {"perm": [1, 0, 2]}, [rows.shape[1], rows.shape[0], rows.shape[2]])
-    elif _fits(join.outputs[0], rows, 3):
-        take_place(join.outputs[0], rows)
-        return True
     join.replace_input_with(0, rows)
     return True
 

@@ -9,7 +9,8 @@ The order of factors and addends does not matter, nor does the place of a consta
 stay: opset 21 has no operator for them.
 
 When: for exports of an older opset, or of a framework that wrote its activations by hand; other techniques then see the layer that was meant.
-Cost: nothing at run time; no data. onnxruntime finds most of these patterns itself when it loads a model: there it is seldom faster.
+Cost: nothing at run time; no data. onnxruntime finds most of these patterns itself when it loads a model, so there it is no faster (MiniLM: 1.00 to
+1.02 of its speed).
 """
 
 from __future__ import annotations
