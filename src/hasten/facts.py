@@ -88,6 +88,9 @@ def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 
     return edited
 
 
+FUSED = ("MultiHeadAttention", "SkipLayerNormalization")
+"""Operators of onnxruntime's, which onnx can't infer: what they write (but for means) has the shape of their first input."""
+
 SMALL = 1024
 """Bytes of a weight whose values shape inference may want: shapes, axes, sizes. Others it sees as inputs."""
 
@@ -105,6 +108,7 @@ def _infer(edited: ir.Model) -> None:
         graph.inputs.append(value)
     try:
         proto = ir.to_proto(edited)
+        _tell_fused(proto)
     finally:
         del graph.inputs[inputs:]
         for value in large:
@@ -121,6 +125,20 @@ def _infer(edited: ir.Model) -> None:
                 output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in known.shape.dim])
             if known is not None and known.elem_type:
                 output.type = ir.TensorType(ir.DataType(known.elem_type))
+
+
+def _tell_fused(proto: onnx.ModelProto) -> None:
+    """Put an Identity in place of each output of a FUSED operator: for the shapes it is the same."""
+    nodes = []
+    for node in proto.graph.node:
+        if node.domain == "com.microsoft" and node.op_type in FUSED:
+            written = [name for index, name in enumerate(node.output) if index in (0, 3) and name]
+            nodes += [onnx.helper.make_node("Identity", [node.input[0]], [name]) for name in written]
+        else:
+            nodes.append(node)
+    if len(nodes) != len(proto.graph.node) or any(n.domain == "com.microsoft" for n in proto.graph.node):
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
 
 
 def _row(node: ir.Node) -> Row:
@@ -163,6 +181,12 @@ def _macs(node: ir.Node) -> int | None:
     if is_packed(node):
         made = _shape(node.outputs[0])
         return None if made is None else math.prod(made) * math.prod(weight_shape(node)[1:])
+    if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
+        # Q Kᵀ, then the weights times V: queries (B, S, h·d), keys and values (B, L, h·d).
+        queries, keys, values = (_shape(v) for v in [*node.inputs, None, None][:3])
+        if queries is None or keys is None or values is None or not len(queries) == len(keys) == len(values) == 3:
+            return None
+        return math.prod(queries[:2]) * keys[1] * (queries[2] + values[2])
     if node.op_type not in MATRIX:
         return 0
     output = _shape(node.outputs[0])

@@ -95,6 +95,7 @@ TECHNIQUES = (
     Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
+    Row("fuse_operators", "passes", Phase.CLEAN, Effect.ROUNDING, "One operator for each LayerNorm, Gelu and the like written in pieces."),
     Row(
         "prune_channels",
         "shrink",
@@ -168,6 +169,7 @@ TECHNIQUES = (
         teaches=True,
     ),
     Row("qat", "learn", Phase.TUNE, Effect.TRAINED, "Train with the codes of 8 to 2 bits that will be deployed.", learns=True),
+    Row("fuse_attention", "passes", Phase.LOWER, Effect.ROUNDING, "Attention and sums with a norm as onnxruntime's own operators."),
 )
 
 

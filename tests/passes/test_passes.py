@@ -11,6 +11,7 @@ from hasten.passes.fold_activations import FoldActivations, fold_activations
 from hasten.passes.fold_affine import FoldAffine, fold_affine
 from hasten.passes.fold_batchnorm import FoldBatchnorm, fold_batchnorm
 from hasten.passes.fold_constants import FoldConstants, fold_constants
+from hasten.passes.fuse_operators import FuseOperators, fuse_operators
 from hasten.passes.push_transposes import PushTransposes, push_transposes
 from hasten.passes.to_float16 import ToFloat16, to_float16
 from tests.conftest import model_of, operators
@@ -184,6 +185,7 @@ def test_every_real_model_goes_through_every_pass(shared_data):
         (cleanup, Cleanup()),
         (fold_constants, FoldConstants()),
         (fold_activations, FoldActivations()),
+        (fuse_operators, FuseOperators()),
         (fold_batchnorm, FoldBatchnorm()),
     )
     for name in (

@@ -1,0 +1,345 @@
+"""fuse_operators: what an exporter wrote out in small operators becomes one of ONNX's own. Effect: rounding.
+
+LayerNormalization: γ (x − μ) / √(σ² + ε) + β over the last axis (Ba et al., arXiv 1607.06450), also as x·s + (β − μ·s) with s = γ / √(σ² + ε).
+Gelu: 0.5 x (1 + erf(x/√2)), or with tanh(√(2/π)(x + 0.044715 x³)) (Hendrycks and Gimpel, arXiv 1606.08415).
+HardSigmoid: clip(x + 3, 0, 6) / 6, and other slopes; HardSwish: x times that (Howard et al., arXiv 1905.02244).
+Softplus: log(1 + eˣ), which as one operator does not overflow; Mish: x tanh(softplus(x)) (Misra, arXiv 1908.08681).
+
+The order of factors and addends does not matter, nor does the place of a constant (see `polynomial`). SiLU, x·sigmoid(x), and RMS normalization
+stay: opset 21 has no operator for them.
+
+When: for exports of an older opset, or of a framework that wrote its activations by hand; other techniques then see the layer that was meant.
+Cost: nothing at run time; no data. onnxruntime finds most of these patterns itself when it loads a model, so there it is no faster (MiniLM: 1.00 to
+1.02 of its speed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.graph import Array, add_weight, constant, finish, scalar, sole_consumer, take_place, unique_name
+from hasten.model import Model, Skip
+from hasten.passes.polynomial import Terms, alike, origins, results, terms
+from hasten.task import BoundTask
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseOperators:
+    """No settings."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """One operator in place of several. `root` writes the result, `source` is the only computed value that goes in.
+
+    weights: further inputs, constants of the graph or new ones. why: what forbids it all the same, empty if nothing does.
+    """
+
+    operator: str
+    root: ir.Node
+    source: ir.Value
+    attributes: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
+    weights: tuple[ir.Value | Array, ...] = ()
+    why: str = ""
+
+
+def fuse_operators(model: Model, settings: FuseOperators, task: BoundTask | None) -> Model:
+    """Replace each pattern of PATTERNS in the main graph; one that may not be replaced is skipped with the reason."""
+    edited = model.edit()
+    skipped: dict[str, Skip] = {}
+    changed = 0
+    for kinds, pattern in PATTERNS:
+        for node in [n for n in edited.graph if n.op_type in kinds and n.domain == ""]:
+            found = pattern(node) if node.graph is edited.graph else None
+            if found is None:
+                continue
+            name = found.root.name or found.operator
+            inside = between(found.root, (found.source,))
+            if why := found.why or refusal(found, inside):
+                skipped.setdefault(name, Skip(name, f"{found.operator}: {why}"))
+                continue
+            skipped.pop(name, None)
+            _replace(edited.graph, found, inside)
+            changed += 1
+    return finish(model, edited, settings, "fuse_operators", changed, list(skipped.values()))
+
+
+def between(root: ir.Node, sources: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that compute the root's output from `sources`, the root among them."""
+    todo, found, stop = [root], set(), set(sources)
+    while todo:
+        node = todo.pop()
+        found.add(node)
+        before = [v.producer() for v in node.inputs if v is not None and v not in stop and constant(v) is None]
+        todo += [n for n in before if n is not None and n not in found]
+    return found
+
+
+def refusal(found: Found, inside: set[ir.Node]) -> str:
+    """Why what was found can't be replaced, empty if it can."""
+    source, output = found.source, found.root.outputs[0]
+    if source.dtype != ir.DataType.FLOAT:
+        return f"its values are {'of unknown type' if source.dtype is None else source.dtype.name.lower()}, not float32"
+    if source.shape is None or output.shape is None or len(source.shape) != len(output.shape):
+        return "its constants make the result another shape than what goes in, or the shapes are unknown"
+    return other_readers(found.root, inside)
+
+
+def other_readers(root: ir.Node, inside: set[ir.Node]) -> str:
+    """Which value inside of what would be one node is read from outside, empty if none is."""
+    for node in inside - {root}:
+        for value in node.outputs:
+            if value.is_graph_output() or any(use.node not in inside for use in value.uses()):
+                return f"{value.name}, computed on the way, has other readers"
+    return ""
+
+
+def _replace(graph: ir.Graph, found: Found, inside: set[ir.Node]) -> None:
+    old = found.root.outputs[0]
+    weights = [w if isinstance(w, ir.Value) else add_weight(graph, f"{found.root.name}_weight", w) for w in found.weights]
+    name = unique_name(graph, f"{found.root.name}_{found.operator}")
+    node = ir.node(found.operator, [found.source, *weights], found.attributes, name=name)
+    new = node.outputs[0]
+    new.name, new.type, new.shape = unique_name(graph, f"{old.name}_fused"), old.type, old.shape
+    graph.insert_after(found.root, node)
+    take_place(old, new)
+    graph.remove(inside, safe=True)
+
+
+# --- activations. Each takes the node that is no arithmetic, T, finds x before it, and looks for the right polynomial of x and T behind it.
+
+
+def gelu(node: ir.Node) -> Found | None:
+    """0.5·x·(1 + T), T = erf(x/√2) or tanh(√(2/π)(x + 0.044715 x³))."""
+    slope = math.sqrt(2 / math.pi)
+    forms: dict[str, tuple[Terms, str]] = {
+        "Erf": ({(1,): math.sqrt(0.5)}, "none"),
+        "Tanh": ({(1,): slope, (3,): 0.044715 * slope}, "tanh"),
+    }
+    wanted, approximate = forms[node.op_type]
+    for x in origins(node.inputs[0]):
+        if alike(terms(node.inputs[0], (x,)), wanted) and (root := _result(x, node, {(1, 0): 0.5, (1, 1): 0.5})):
+            return Found("Gelu", root, x, {"approximate": approximate})
+    return None
+
+
+def softplus(node: ir.Node) -> Found | None:
+    """log(1 + T), T = eˣ."""
+    total = node.inputs[0].producer() if node.inputs[0] is not None else None
+    for exp in [v.producer() for v in total.inputs if v is not None] if total is not None else []:
+        if exp is not None and exp.op_type == "Exp" and alike(terms(node.inputs[0], (exp.outputs[0],)), {(0,): 1.0, (1,): 1.0}):
+            assert exp.inputs[0] is not None
+            return Found("Softplus", node, exp.inputs[0])
+    return None
+
+
+def mish(node: ir.Node) -> Found | None:
+    """x·T, T = tanh(softplus(x))."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is None or before.op_type != "Softplus" or before.inputs[0] is None:
+        return None
+    root = _result(before.inputs[0], node, {(1, 1): 1.0})
+    return None if root is None else Found("Mish", root, before.inputs[0])
+
+
+def hard_swish(node: ir.Node) -> Found | None:
+    """x·T/6, T = clip(x + 3, 0, 6); or x·T with T such a HardSigmoid."""
+    if node.op_type == "HardSigmoid":
+        slope, shift = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+        if not alike({(0,): shift, (1,): slope}, {(0,): 0.5, (1,): 1 / 6}) or node.inputs[0] is None:
+            return None
+        root = _result(node.inputs[0], node, {(1, 1): 1.0})
+        return None if root is None else Found("HardSwish", root, node.inputs[0])
+    for x, slope, shift, top in _clipped(node):
+        if alike({(0,): shift / top, (1,): slope / top}, {(0,): 0.5, (1,): 1 / 6}) and (root := _result(x, node, {(1, 1): 1 / top})):
+            return Found("HardSwish", root, x)
+    return None
+
+
+def hard_sigmoid(node: ir.Node) -> Found | None:
+    """T/m, T = clip(a·x + b, 0, m) with b ≠ 0: max(0, min(1, α·x + β)) with α = a/m and β = b/m."""
+    found = [
+        Found("HardSigmoid", root, x, {"alpha": slope / top, "beta": shift / top})
+        for x, slope, shift, top in _clipped(node)
+        if shift != 0 and (root := _result(x, node, {(0, 1): 1 / top}))
+    ]
+    # The farthest x takes the most operators along; a nearer one will do where what lies between is read elsewhere.
+    free = [f for f in found if not other_readers(f.root, between(f.root, (f.source,)))]
+    return (free or found)[-1] if found else None
+
+
+def _clipped(node: ir.Node) -> Iterable[tuple[ir.Value, float, float, float]]:
+    """(x, a, b, m) where the node is clip(a·x + b, 0, m)."""
+    low, high = (scalar(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
+    if low != 0 or high is None or high <= 0:
+        return
+    for x in origins(node.inputs[0]):
+        line = terms(node.inputs[0], (x,))
+        if line is not None and x is not node.inputs[0] and max(e for (e,) in line) == 1:
+            yield x, line.get((1,), 0.0), line.get((0,), 0.0), high
+
+
+def _result(x: ir.Value, node: ir.Node, wanted: Terms) -> ir.Node | None:
+    """The node that computes the polynomial `wanted` of x and the node's output."""
+    return next((root for root in results(node.outputs[0]) if alike(terms(root.outputs[0], (x, node.outputs[0])), wanted)), None)
+
+
+# --- layer normalization
+
+
+def layer_norm(node: ir.Node) -> Found | None:
+    """From √(σ² + ε) or its inverse back to x, and on to the scale and the bias."""
+    exponent = 0.5 if node.op_type == "Sqrt" else scalar(node.inputs[1])
+    if exponent not in (0.5, -0.5):
+        return None
+    variance, epsilon = _plus_number(node.inputs[0])
+    squares, axes = _mean(variance)
+    difference = _squared(squares)
+    x, mean = _operands(difference, "Sub")
+    over, mean_axes = _mean(mean)
+    if x is None or mean is None or over is not x or axes is None or mean_axes is None:
+        return None
+    scaled = _by_difference(node.outputs[0], exponent < 0, x, mean) or _by_scale(node.outputs[0], exponent < 0, x, mean)
+    if scaled is None:
+        return None
+    root, scale, bias = scaled
+    rank = None if x.shape is None else len(x.shape)
+    if rank is None or not isinstance(x.shape[-1], int):  # type: ignore[index]
+        return Found("LayerNormalization", root, x, why="the size of its last axis is unknown")
+    width = int(x.shape[-1])  # type: ignore[index]
+    if any([int(a) % rank for a in found] != [rank - 1] for found in (axes, mean_axes)):
+        return Found("LayerNormalization", root, x, why=f"it is computed over axes {axes.tolist()}, here only the last is meant")
+    if epsilon <= 0:
+        return Found("LayerNormalization", root, x, why=f"ε is {epsilon:g}, which must be positive")
+    vectors = tuple(v for v in (np.ones(width, np.float32) if scale is None else _vector(scale), _vector(bias)) if v is not None)
+    return Found("LayerNormalization", root, x, {"axis": -1, "epsilon": epsilon}, vectors)
+
+
+def _by_difference(
+    deviation: ir.Value, inverse: bool, x: ir.Value, mean: ir.Value
+) -> tuple[ir.Node, ir.Value | None, ir.Value | None] | None:
+    """(x − μ) / √…, times γ if there is one, plus β if there is one: the last of these nodes, γ, β."""
+    for use in deviation.uses():
+        node = use.node
+        one, other = _two(node)
+        if node.domain != "":
+            continue
+        if not inverse and (node.op_type == "Reciprocal" or (node.op_type == "Div" and scalar(one) == 1 and other is deviation)):
+            return _by_difference(node.outputs[0], True, x, mean)
+        divides = node.op_type == "Div" and not inverse and other is deviation
+        multiplies = node.op_type == "Mul" and inverse
+        numerator = one if divides or other is deviation else other
+        if (divides or multiplies) and _operands(numerator, "Sub") == (x, mean):
+            node, scale = _then(node, "Mul", x)
+            node, bias = _then(node, "Add", x)
+            return node, scale, bias
+    return None
+
+
+def _by_scale(deviation: ir.Value, inverse: bool, x: ir.Value, mean: ir.Value) -> tuple[ir.Node, ir.Value | None, ir.Value | None] | None:
+    """x·s + (β − μ·s), s = γ / √… (TensorFlow writes it so), without γ or β too."""
+    for use in deviation.uses():
+        node = use.node
+        one, other = _two(node)
+        if not inverse and (node.op_type == "Reciprocal" or (node.op_type == "Div" and scalar(one) == 1 and other is deviation)):
+            return _by_scale(node.outputs[0], True, x, mean)
+    if not inverse:
+        return None
+    for scale, s in [(None, deviation), *((v, n.outputs[0]) for n, v in _times_vector(deviation, x))]:
+        products = {p: n for n in _readers(s, "Mul") for p in _two(n) if p is x or p is mean}
+        if x not in products or mean not in products:
+            continue
+        for root in _readers(products[x].outputs[0], "Add", "Sub"):
+            one, other = _two(root)
+            subtracted = products[mean].outputs[0]
+            if root.op_type == "Sub" and (one, other) == (products[x].outputs[0], subtracted):
+                return root, scale, None
+            rest = other if one is products[x].outputs[0] else one
+            bias, taken = _operands(rest, "Sub")
+            if root.op_type == "Add" and taken is subtracted and _is_vector(bias, x):
+                return root, scale, bias
+    return None
+
+
+def _then(node: ir.Node, operator: str, x: ir.Value) -> tuple[ir.Node, ir.Value | None]:
+    """The node's only reader where it is that operator with a constant of one number for each element of the last axis; else the node."""
+    reader = sole_consumer(node.outputs[0])
+    if reader is None or reader.op_type != operator or reader.domain != "":
+        return node, None
+    vector = next((v for v in reader.inputs if v is not node.outputs[0] and _is_vector(v, x)), None)
+    return (node, None) if vector is None else (reader, vector)
+
+
+def _times_vector(value: ir.Value, x: ir.Value) -> list[tuple[ir.Node, ir.Value]]:
+    return [(n, v) for n in _readers(value, "Mul") for v in _two(n) if v is not None and v is not value and _is_vector(v, x)]
+
+
+def _is_vector(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether a constant holds one number for each element of x's last axis."""
+    array = constant(value)
+    if array is None or x.shape is None or array.ndim == 0 or array.ndim > len(x.shape):
+        return False
+    return array.size == array.shape[-1] == x.shape[-1] and array.dtype == np.float32
+
+
+def _vector(value: ir.Value | None) -> ir.Value | Array | None:
+    """A constant as a vector: the graph's own where it is one."""
+    array = constant(value)
+    return value if array is None or array.ndim == 1 else array.ravel()
+
+
+def _plus_number(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """v and c of v + c."""
+    one, other = _operands(value, "Add")
+    number = scalar(other)
+    if number is None:
+        one, number = other, scalar(one)
+    return (one, number) if number is not None else (None, 0.0)
+
+
+def _mean(value: ir.Value | None) -> tuple[ir.Value | None, Array | None]:
+    """What a mean with kept axes is computed of, and the axes."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "ReduceMean" or node.domain != "" or node.attributes.get_int("keepdims", 1) != 1:
+        return None, None
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return node.inputs[0], axes if axes is None else axes.ravel()
+
+
+def _squared(value: ir.Value | None) -> ir.Value | None:
+    """v of v² or v·v."""
+    power, exponent = _operands(value, "Pow")
+    if power is not None and scalar(exponent) == 2:
+        return power
+    one, other = _operands(value, "Mul")
+    return one if one is other else None
+
+
+def _operands(value: ir.Value | None, operator: str) -> tuple[ir.Value | None, ir.Value | None]:
+    """Both inputs of the operator that makes the value, (None, None) where another does."""
+    node = value.producer() if value is not None else None
+    return _two(node) if node is not None and node.op_type == operator and node.domain == "" else (None, None)
+
+
+def _two(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    return (node.inputs[0], node.inputs[1]) if len(node.inputs) == 2 else (None, None)
+
+
+def _readers(value: ir.Value, *kinds: str) -> list[ir.Node]:
+    return [use.node for use in value.uses() if use.node.op_type in kinds and use.node.domain == ""]
+
+
+PATTERNS: tuple[tuple[tuple[str, ...], Callable[[ir.Node], Found | None]], ...] = (
+    (("Sqrt", "Pow"), layer_norm),
+    (("Erf", "Tanh"), gelu),
+    (("Log",), softplus),
+    (("Tanh",), mish),
+    (("Clip", "HardSigmoid"), hard_swish),
+    (("Clip",), hard_sigmoid),
+)
+"""In this order: the operators that a pattern is looked for at, and the pattern. HardSwish stands before the HardSigmoid that is in it."""
