@@ -95,7 +95,9 @@ TECHNIQUES = (
     Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
     Row("resolve_shapes", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Work out shapes that are computed but known."),
     Row("fold_branches", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Decide now what a constant condition decides."),
-    Row("remove_noops", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove what changes nothing; merge chains of reshapings, casts, slices."),
+    Row(
+        "remove_noops", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove what changes nothing; merge chains of reshapings, casts, slices."
+    ),
     Row("simplify_algebra", "passes", Phase.CLEAN, Effect.ROUNDING, "Fewer operators for arithmetic with constants."),
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),

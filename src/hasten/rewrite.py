@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.graph import Array
 from hasten.model import all_nodes
@@ -39,7 +40,7 @@ class Edit:
             if function.domain != DOMAIN:
                 yield from all_nodes(function)
 
-    def rewrite(self, rules: Mapping[str, Sequence[Rule]]) -> int:
+    def sweep(self, rules: Mapping[str, Sequence[Rule]]) -> int:
         """Apply the rules of each node's operator (ONNX's own) until none changes anything; how many did."""
         total, changed = 0, True
         while changed:
@@ -127,6 +128,15 @@ class Edit:
 
 
 Rule = Callable[[ir.Node, Edit], bool]
+
+
+def rewrite(model: ir.Model, rules: Mapping[str, Sequence[Rule]]) -> int:
+    """Apply the rules to all of the model until nothing changes, shapes inferred anew in between; how many did."""
+    total = 0
+    while changed := Edit(model).sweep(rules):
+        total += changed
+        ShapeInferencePass(strict_mode=False, data_prop=True)(model)
+    return total
 
 
 def become(

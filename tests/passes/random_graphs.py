@@ -149,7 +149,12 @@ class Maker:
 
     def binary(self) -> None:
         v = self.pick()
-        other = self.pick(lambda o: o.shape == v.shape or (o.rank <= v.rank and all(d == 1 or d == e for d, e in zip(o.shape[::-1], v.shape[::-1], strict=False))))
+        other = self.pick(
+            lambda o: (
+                o.shape == v.shape
+                or (o.rank <= v.rank and all(d == 1 or d == e for d, e in zip(o.shape[::-1], v.shape[::-1], strict=False)))
+            )
+        )
         op = self.rng.choice("Add Mul Max Min Sub".split())
         self.add(op, [v.name, other.name], v.shape)
         if self.chance(0.4):
@@ -261,9 +266,22 @@ class Maker:
             target = self.add("Concat", [whole.name, self.ints(self.rng.choice((-1, last)))], (2,), dtype=INT, keep=False, axis=0)
             return self.add("Reshape", [v.name, target.name], (v.shape[0], last), kind=v.kind)
         if kind == "flat":
-            return self.add("Reshape", [v.name, self.ints(0 if v.rank > 0 and self.chance(0.5) else -1 if first else v.shape[0], rest if first else rest // v.shape[0])], (v.shape[0], rest if first else rest // v.shape[0]), kind=v.kind)
+            return self.add(
+                "Reshape",
+                [
+                    v.name,
+                    self.ints(0 if v.rank > 0 and self.chance(0.5) else -1 if first else v.shape[0], rest if first else rest // v.shape[0]),
+                ],
+                (v.shape[0], rest if first else rest // v.shape[0]),
+                kind=v.kind,
+            )
         if kind == "back" and rest % 2 == 0:
-            return self.add("Reshape", [v.name, self.ints(*([-1] if first else []), 2, rest // 2)], (*(["N"] if first else []), 2, rest // 2), kind=v.kind)
+            return self.add(
+                "Reshape",
+                [v.name, self.ints(*([-1] if first else []), 2, rest // 2)],
+                (*(["N"] if first else []), 2, rest // 2),
+                kind=v.kind,
+            )
         target = [0 if (kind == "zeros" or d == "N") and self.chance(0.6) else -1 if d == "N" else d for d in v.shape]
         return self.add("Reshape", [v.name, self.ints(*target)], v.shape, kind=v.kind)
 
@@ -333,7 +351,9 @@ class Maker:
         count = 2 if v.shape[axis] % 2 == 0 and self.chance(0.6) else 1
         shape = tuple(d // count if i == axis else d for i, d in enumerate(v.shape))
         made = [Value(self.name("v"), FLOAT, shape, v.kind) for _ in range(count)]
-        self.nodes.append(helper.make_node("Split", [v.name], [m.name for m in made], name=self.name("split"), axis=axis, num_outputs=count))
+        self.nodes.append(
+            helper.make_node("Split", [v.name], [m.name for m in made], name=self.name("split"), axis=axis, num_outputs=count)
+        )
         self.values += made
 
     def expand(self) -> None:
@@ -396,7 +416,9 @@ class Maker:
             for _ in range(self.rng.choice((0, 1, 2))):
                 above = self.add("Not", [above.name], v.shape, dtype=BOOL)
             if self.chance(0.4):
-                above = self.add(self.rng.choice(("And", "Or", "Xor")), [above.name, self.const(np.array(self.chance(0.5)))], v.shape, dtype=BOOL)
+                above = self.add(
+                    self.rng.choice(("And", "Or", "Xor")), [above.name, self.const(np.array(self.chance(0.5)))], v.shape, dtype=BOOL
+                )
             condition = above.name
         self.add("Where", [condition, v.name, other.name], v.shape)
 
@@ -432,7 +454,9 @@ class Maker:
         for which in ("then", "else"):
             inner = Maker(self.rng, self)
             for _ in range(self.rng.choice((1, 2, 3))):
-                inner.grow(("unary", "constant_binary", "binary", "reshape", "transpose", "where", *(("branch",) if self.chance(0.2) else ())))
+                inner.grow(
+                    ("unary", "constant_binary", "binary", "reshape", "transpose", "where", *(("branch",) if self.chance(0.2) else ()))
+                )
             end = [i for i in inner.values if i.dtype == FLOAT and i.shape == v.shape]
             late = [i for i in end if i not in self.values]
             last = self.rng.choice(late or end)
@@ -520,7 +544,9 @@ def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Coun
 
 
 def _check_result(name: str, within: check.Tolerance, model: Model, made: Model, feeds, expected) -> None:
-    assert (made.inputs, [o.name for o in made.outputs]) == (model.inputs, [o.name for o in model.outputs]), f"{name}: inputs or outputs changed"
+    assert (made.inputs, [o.name for o in made.outputs]) == (model.inputs, [o.name for o in model.outputs]), (
+        f"{name}: inputs or outputs changed"
+    )
     try:
         check.legal(made)
         onnx.checker.check_model(made.to_bytes(), full_check=True)
@@ -535,7 +561,9 @@ def _check_result(name: str, within: check.Tolerance, model: Model, made: Model,
 
 def agree(what: str, expected: np.ndarray, found: np.ndarray, within: check.Tolerance) -> None:
     """As `check.same`, but an output smaller than 1 is measured against 1: random graphs subtract a value from itself."""
-    assert (expected.shape, expected.dtype) == (found.shape, found.dtype), f"{what} is {found.dtype}{found.shape}, expected {expected.dtype}{expected.shape}"
+    assert (expected.shape, expected.dtype) == (found.shape, found.dtype), (
+        f"{what} is {found.dtype}{found.shape}, expected {expected.dtype}{expected.shape}"
+    )
     if expected.dtype.kind != "f" or within is check.BITS:
         assert np.array_equal(expected, found, equal_nan=expected.dtype.kind == "f"), f"{what} differs by up to {_gap(expected, found):g}"
         return

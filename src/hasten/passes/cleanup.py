@@ -13,9 +13,9 @@ import dataclasses
 import hashlib
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedOpsetsPass
 
-from hasten.graph import finish
+from hasten.graph import finish, remove_unused
 from hasten.model import OPSET, Model, all_nodes
 from hasten.rewrite import Edit, become
 from hasten.task import BoundTask
@@ -48,7 +48,7 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
     _merge_weights(edited.graph)
     _merge_nodes(edited.graph, edit, {})
     _leave_out(edit)
-    RemoveUnusedNodesPass()(edited)
+    remove_unused(edited)
     RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
     changed = before - sum(1 for _ in all_nodes(edited.graph)) - len(edited.graph.initializers)

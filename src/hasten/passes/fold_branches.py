@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from hasten.graph import constant, finish
 from hasten.model import Model, all_nodes
-from hasten.rewrite import Edit, Rule, dims, graph_of, same_dims
+from hasten.rewrite import Edit, Rule, dims, graph_of, rewrite, same_dims
 from hasten.task import BoundTask
 
 
@@ -27,7 +27,7 @@ class FoldBranches:
 def fold_branches(model: Model, settings: FoldBranches, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
     edited = model.edit()
-    changed = Edit(edited).rewrite(RULES)
+    changed = rewrite(edited, RULES)
     return finish(model, edited, settings, "fold_branches", changed, [])
 
 

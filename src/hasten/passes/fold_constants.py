@@ -11,10 +11,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from hasten.errors import BadInput
-from hasten.graph import finish
+from hasten.graph import finish, remove_unused
 from hasten.model import Model, Skip, all_nodes
 from hasten.task import BoundTask
 
@@ -52,7 +52,7 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         )
     _materialize_reshape_shape.rules.apply_to_model(edited)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    RemoveUnusedNodesPass()(edited)
+    remove_unused(edited)
     skipped = [
         Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
         for n in all_nodes(edited.graph)

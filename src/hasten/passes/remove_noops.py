@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from hasten.graph import constant, finish
 from hasten.model import Model
-from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, same_dims
+from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, rewrite, same_dims
 from hasten.task import BoundTask
 
 RESHAPERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -38,7 +38,7 @@ class RemoveNoops:
 def remove_noops(model: Model, settings: RemoveNoops, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
     edited = model.edit()
-    changed = Edit(edited).rewrite(RULES)
+    changed = rewrite(edited, RULES)
     return finish(model, edited, settings, "remove_noops", changed, [])
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.graph import Array, constant, finish
 from hasten.model import Model
@@ -42,11 +43,16 @@ class ResolveShapes:
 def resolve_shapes(model: Model, settings: ResolveShapes, task: BoundTask | None) -> Model:
     """Follow every computation of shapes from Shape and Size on; write constants where the results are known."""
     edited = model.edit()
-    edit, known, changed = Edit(edited), _Known(), 0
-    for node in list(edit.nodes()):
-        if node.graph is not None and plain(node):
-            changed += _resolve(node, edit, known)
+    changed = 0
+    while found := _sweep(edited):
+        changed += found
+        ShapeInferencePass(strict_mode=False, data_prop=True)(edited)
     return finish(model, edited, settings, "resolve_shapes", changed, [])
+
+
+def _sweep(edited: ir.Model) -> int:
+    edit, known = Edit(edited), _Known()
+    return sum(_resolve(node, edit, known) for node in list(edit.nodes()) if node.graph is not None and plain(node))
 
 
 class _Known:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from hasten.graph import Array, constant, finish
 from hasten.model import Model
-from hasten.rewrite import Edit, Rule, become, dims, keeps_shape, made_by, only_reader
+from hasten.rewrite import Edit, Rule, become, dims, keeps_shape, made_by, only_reader, rewrite
 from hasten.task import BoundTask
 
 LARGEST_TERM = 16.0
@@ -40,7 +40,7 @@ class SimplifyAlgebra:
 def simplify_algebra(model: Model, settings: SimplifyAlgebra, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
     edited = model.edit()
-    changed = Edit(edited).rewrite(RULES)
+    changed = rewrite(edited, RULES)
     return finish(model, edited, settings, "simplify_algebra", changed, [])
 
 
