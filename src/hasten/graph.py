@@ -71,7 +71,8 @@ def remove_unused(edited: ir.Model) -> None:
     while removed:
         removed = bool(RemoveUnusedNodesPass()(edited).modified)
         graphs = list(edited.graphs())
-        live = {node for graph in (*graphs, *edited.functions.values()) for node in all_nodes(graph)}
+        bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+        live = {node for body in bodies for node in all_nodes(body)}
         for graph in graphs:
             for value in [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]:
                 for reader, index in [use for use in value.uses() if use.node not in live]:

@@ -145,8 +145,8 @@ def become(
     """Make the node another operator of other inputs; its outputs stay."""
     node.op_type, node.domain = operator, ""
     node.attributes.clear()
-    for name, value in (attributes or {}).items():
-        node.attributes[name] = ir.convenience.convert_attribute(name, value)
+    for name, setting in (attributes or {}).items():
+        node.attributes[name] = ir.convenience.convert_attribute(name, setting)
     node.resize_inputs(len(inputs))
     for i, value in enumerate(inputs):
         node.replace_input_with(i, value)

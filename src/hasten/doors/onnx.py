@@ -260,7 +260,8 @@ def _name_all(model: ir.Model) -> None:
 
 def _name_constants(model: ir.Model) -> None:
     """The tensor in a Constant bears its output's name: onnx_ir would write it there later, into a tensor that all clones share."""
-    for node in [n for graph in (model.graph, *model.functions.values()) for n in all_nodes(graph)]:
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for node in [n for body in bodies for n in all_nodes(body)]:
         attribute = node.attributes.get("value")
         if node.op_type != "Constant" or node.domain != "" or attribute is None or attribute.is_ref():
             continue

@@ -80,7 +80,7 @@ def _geometry(node: ir.Node) -> tuple[object, ...]:
 
 def _axis(node: ir.Node) -> int:
     """The weights' axis of output channels."""
-    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1
+    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0 else 1
 
 
 def _channels(node: ir.Node) -> int:

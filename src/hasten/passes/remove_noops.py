@@ -188,11 +188,11 @@ def _reduction(node: ir.Node, edit: Edit) -> bool:
     value, shape = node.inputs[0], dims(node.inputs[0])
     if value is None or shape is None:
         return False
-    axes = [] if len(node.inputs) < 2 or node.inputs[1] is None else constant(node.inputs[1])
+    axes = np.empty(0, np.int64) if len(node.inputs) < 2 or node.inputs[1] is None else constant(node.inputs[1])
     if axes is None:
         return False
     over = sorted({int(a) % len(shape) for a in axes})
-    if not over and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not over and node.attributes.get_int("noop_with_empty_axes", 0) != 0:
         return edit.bypass(node, value)
     over = over or list(range(len(shape)))
     if any(shape[a] != 1 for a in over):

@@ -117,7 +117,7 @@ def _fits(found: Array, dtype: ir.DataType) -> bool:
 
 def _target(node: ir.Node, known: _Known) -> dict[int, Array]:
     wanted, source = known.of(node.inputs[1]), dims(node.inputs[0])
-    if wanted is None or wanted.ndim != 1 or node.attributes.get_int("allowzero", 0):
+    if wanted is None or wanted.ndim != 1 or node.attributes.get_int("allowzero", 0) != 0:
         return {}
     target = [d if isinstance(d, int) else -1 for d in wanted]
     for i, d in enumerate(wanted):
@@ -178,7 +178,7 @@ def _shape(node: ir.Node, known: _Known) -> Array | None:
 
 def _size(node: ir.Node, known: _Known) -> Array | None:
     shape = dims(node.inputs[0])
-    return _array([math.prod(shape)], ()) if shape is not None and all(isinstance(d, int) for d in shape) else None  # type: ignore[arg-type]
+    return _array([math.prod(shape)], ()) if shape is not None and all(isinstance(d, int) for d in shape) else None
 
 
 def _same(node: ir.Node, known: _Known) -> Array | None:
@@ -257,7 +257,7 @@ def _elementwise(function: Callable[[Any, Any], Any], left: int | None = None, r
         first, *rest = pair
         if first is None or any(r is None for r in rest) or not rest:
             return first if not rest else None
-        for other in rest:
+        for other in (r for r in rest if r is not None):
             a, b = np.broadcast_arrays(first, other)
             first = _array([one(x, y) for x, y in zip(a.ravel(), b.ravel(), strict=True)], a.shape)
         return first
@@ -267,10 +267,10 @@ def _elementwise(function: Callable[[Any, Any], Any], left: int | None = None, r
 
 def _equal(node: ir.Node, known: _Known) -> Array | None:
     """A name equals itself, and no negative number."""
-    pair = [known.of(v) for v in node.inputs]
-    if pair[0] is None or pair[1] is None:
+    one, other = (known.of(v) for v in node.inputs)
+    if one is None or other is None:
         return None
-    a, b = np.broadcast_arrays(*pair)
+    a, b = np.broadcast_arrays(one, other)
     return _array([_equal_elements(x, y) for x, y in zip(a.ravel(), b.ravel(), strict=True)], a.shape)
 
 

@@ -12,6 +12,7 @@ Cost: nothing at run time; no data. Where x is −0, x + 0 gave +0.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -201,12 +202,12 @@ def _exact(number: Array) -> Array:
     return number.astype(np.float64) if number.dtype.kind == "f" else number
 
 
-def _dtype(node: ir.Node) -> np.dtype[np.generic]:
+def _dtype(node: ir.Node) -> np.dtype[Any]:
     number = next(c for v in node.inputs if (c := constant(v)) is not None)
     return number.dtype
 
 
-def _representable(number: Array, dtype: np.dtype[np.generic], nonzero: bool | np.bool_) -> bool:
+def _representable(number: Array, dtype: np.dtype[Any], nonzero: bool | np.bool_) -> bool:
     """Whether the numbers lie in the normal range of the type."""
     if dtype.kind != "f":
         return True
