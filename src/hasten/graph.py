@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from hasten.model import Model, Skip, Step
+from hasten.model import Model, Skip, Step, all_nodes
 
 Array = NDArray[Any]
 
@@ -119,15 +119,33 @@ def add_weight(graph: ir.Graph, wish: str, array: Array) -> ir.Value:
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read wherever `old` is; as an output of the graph it takes the old one's name too."""
+    """Let `new` be read wherever `old` is; where that was an output of the graph, it takes its name too. It must not be an output already."""
+    output = old.is_graph_output()
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if new.is_graph_output():
+    if output:
         name, old.name = old.name, None
         new.name = name
 
 
+def remove_unused(edited: ir.Model) -> None:
+    """Remove nodes and initializers that nothing reads, until there are none. What a removed subgraph read counts as unread."""
+    removed = True
+    while removed:
+        removed = bool(RemoveUnusedNodesPass()(edited).modified)
+        graphs = list(edited.graphs())
+        bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+        live = {node for body in bodies for node in all_nodes(body)}
+        for graph in graphs:
+            for value in [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]:
+                for reader, index in [use for use in value.uses() if use.node not in live]:
+                    reader.replace_input_with(index, None)
+                    removed = True
+                if value.is_initializer() and not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+                    del graph.initializers[value.name or ""]
+
+
 def finish(model: Model, edited: ir.Model, settings: Any, name: str, changed: int, skipped: list[Skip]) -> Model:
     """The model after a technique: what nothing reads is removed, types and shapes are inferred again, the step is in the history."""
-    RemoveUnusedNodesPass()(edited)
+    remove_unused(edited)
     edited = ShapeInferencePass(strict_mode=False, data_prop=True)(edited).model
     return model.then(edited, Step(name, dataclasses.asdict(settings), changed, tuple(skipped)))

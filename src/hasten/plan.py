@@ -93,9 +93,15 @@ class Row:
 TECHNIQUES = (
     Row("cleanup", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove dead, duplicate and identity nodes."),
     Row("fold_constants", "passes", Phase.CLEAN, Effect.ROUNDING, "Compute once what never changes."),
+    Row("resolve_shapes", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Work out shapes that are computed but known."),
+    Row("fold_branches", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Decide now what a constant condition decides."),
+    Row(
+        "remove_noops", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Remove what changes nothing; merge chains of reshapings, casts, slices."
+    ),
+    Row("fuse_operators", "passes", Phase.CLEAN, Effect.ROUNDING, "One operator for each LayerNorm, Gelu and the like written in pieces."),
+    Row("simplify_algebra", "passes", Phase.CLEAN, Effect.ROUNDING, "Fewer operators for arithmetic with constants."),
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
-    Row("fuse_operators", "passes", Phase.CLEAN, Effect.ROUNDING, "One operator for each LayerNorm, Gelu and the like written in pieces."),
     Row(
         "prune_channels",
         "shrink",
@@ -145,6 +151,7 @@ TECHNIQUES = (
     ),
     Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
+    Row("merge_siblings", "passes", Phase.FOLD, Effect.ROUNDING, "Layers that read the same value become one and a Split."),
     Row("order_nodes", "passes", Phase.FOLD, Effect.EQUIVALENT, "An order of the nodes in which less memory is needed at once."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),
     Row("quantize_dynamic", "quantize", Phase.QUANTIZE, Effect.LOSSY, "8-bit weights; activations quantized as they come."),

@@ -82,6 +82,7 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     model.opset_imports.pop("ai.onnx", None)
     RemoveInitializersFromInputsPass()(model)
     _name_all(model)
+    _name_constants(model)
     ClearMetadataAndDocStringPass()(model)
     if shapes:
         _fix_axes(model, shapes)
@@ -255,6 +256,19 @@ def _name_all(model: ir.Model) -> None:
             name = f"{name}_{number}"
         node.name = name
         seen.add(name)
+
+
+def _name_constants(model: ir.Model) -> None:
+    """The tensor in a Constant bears its output's name: onnx_ir would write it there later, into a tensor that all clones share."""
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for node in [n for body in bodies for n in all_nodes(body)]:
+        attribute = node.attributes.get("value")
+        if node.op_type != "Constant" or node.domain != "" or attribute is None or attribute.is_ref():
+            continue
+        tensor = attribute.as_tensor()
+        if tensor.dtype != ir.DataType.STRING:
+            named = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=node.outputs[0].name)  # type: ignore[arg-type]
+            node.attributes["value"] = ir.AttrTensor("value", named)
 
 
 def _fix_axes(model: ir.Model, shapes: Mapping[str, int]) -> None:

@@ -1,5 +1,8 @@
 """cleanup: remove what computes nothing. Dead nodes, identities, duplicate weights, common subexpressions. Effect: equivalent.
 
+Two nodes are one if they have the same operator, attributes and inputs; of Add, Mul, Min, Max, And, Or, Xor and Equal the order of the inputs does
+not count. What a subgraph computes once more is taken from around it.
+
 When: always: it is the first step of every recipe.
 Cost: nothing at run time; no data.
 """
@@ -10,17 +13,21 @@ import dataclasses
 import hashlib
 
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    CommonSubexpressionEliminationPass,
-    IdentityEliminationPass,
-    LiftConstantsToInitializersPass,
-    RemoveUnusedNodesPass,
-    RemoveUnusedOpsetsPass,
-)
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedOpsetsPass
 
-from hasten.graph import finish
+from hasten.graph import finish, remove_unused
 from hasten.model import OPSET, Model, all_nodes
+from hasten.rewrite import Edit, become
 from hasten.task import BoundTask
+
+COMMUTATIVE = ("Add", "Mul", "Min", "Max", "And", "Or", "Xor", "Equal")
+RANDOM = ("RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli")
+"""Operators that give something else each time."""
+
+LARGEST_ATTRIBUTE = 10
+"""Elements at most of a tensor in an attribute that is compared."""
+
+Key = tuple[object, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +42,27 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
     """
     edited = model.edit()
     before = sum(1 for _ in all_nodes(edited.graph)) + len(edited.graph.initializers)
-    for node in list(edited.graph):
-        if node.op_type == "Dropout" and node.domain == "" and not any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
-            node.op_type = "Identity"
-            node.resize_inputs(1)
-            node.resize_outputs(1)
-            node.attributes.clear()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    IdentityEliminationPass()(edited)
+    edit = Edit(edited)
+    _leave_out(edit)
     _merge_weights(edited.graph)
-    for step in (
-        CommonSubexpressionEliminationPass(),
-        RemoveUnusedNodesPass(),
-        RemoveUnusedOpsetsPass(),
-    ):
-        step(edited)
+    _merge_nodes(edited.graph, edit, {})
+    _leave_out(edit)
+    remove_unused(edited)
+    RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
     changed = before - sum(1 for _ in all_nodes(edited.graph)) - len(edited.graph.initializers)
     return finish(model, edited, settings, "cleanup", changed, [])
+
+
+def _leave_out(edit: Edit) -> None:
+    """Identity, and Dropout, which is one in inference; training mode is refused at the door."""
+    for node in list(edit.nodes()):
+        if node.op_type == "Dropout" and node.domain == "" and not any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+            become(node, "Identity", node.inputs[:1])
+            node.resize_outputs(1)
+        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
+            edit.bypass(node, node.inputs[0])
 
 
 def _merge_weights(graph: ir.Graph) -> None:
@@ -68,3 +78,47 @@ def _merge_weights(graph: ir.Graph) -> None:
         if (first := kept.setdefault(key, value)) is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del graph.initializers[value.name or ""]
+
+
+def _merge_nodes(graph: ir.Graph, edit: Edit, around: dict[Key, ir.Node]) -> None:
+    """Let nodes that compute the same be one; `around` are those that come before the graph, outside of it."""
+    seen = dict(around)
+    for node in list(graph):
+        subgraphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        for subgraph in subgraphs:
+            _merge_nodes(subgraph, edit, seen)
+        key = None if subgraphs else _key(node)
+        if key is None:
+            continue
+        first = seen.setdefault(key, node)
+        if first is node:
+            continue
+        if first.graph is not graph and any(o.is_graph_output() for o in node.outputs):
+            continue
+        for index, output in enumerate(node.outputs):
+            if node.graph is not None and (output.uses() or output.is_graph_output()):
+                edit.bypass(node, first.outputs[index], index)
+        if node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _key(node: ir.Node) -> Key | None:
+    """What two nodes must share to compute the same, None for those that are not compared."""
+    if node.op_type in RANDOM:
+        return None
+    attributes: list[tuple[str, object]] = []
+    for a in node.attributes.values():
+        if a.type in (ir.AttributeType.GRAPHS, ir.AttributeType.SPARSE_TENSOR):
+            return None
+        if a.type == ir.AttributeType.TENSOR:
+            tensor = a.as_tensor()
+            if tensor.size > LARGEST_ATTRIBUTE or tensor.dtype == ir.DataType.STRING:
+                return None
+            attributes.append((a.name, (tensor.dtype.name, str(tensor.shape), tensor.tobytes())))
+        else:
+            attributes.append((a.name, str(a.value)))
+    inputs = [id(v) for v in node.inputs]
+    if node.domain == "" and node.op_type in COMMUTATIVE:
+        inputs.sort()
+    outputs = tuple(bool(o.name) for o in node.outputs)
+    return (node.op_identifier(), outputs, tuple(inputs), tuple(sorted(attributes)))

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from hasten.errors import BadInput
-from hasten.graph import asking, finish, may_rewrite
+from hasten.graph import asking, finish, may_rewrite, remove_unused
 from hasten.model import Model, Skip, all_nodes
 from hasten.task import BoundTask
 
@@ -53,7 +53,7 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         )
     asking(_materialize_reshape_shape.rules).apply_to_model(edited)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    RemoveUnusedNodesPass()(edited)
+    remove_unused(edited)
     skipped = [
         Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
         for n in all_nodes(edited.graph)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from hasten.facts import at_sizes
-from hasten.graph import finish
+from hasten.graph import finish, remove_unused
 from hasten.memory import Flow, better_order
 from hasten.model import Model
 from hasten.task import BoundTask
@@ -29,6 +29,7 @@ class OrderNodes:
 def order_nodes(model: Model, settings: OrderNodes, task: BoundTask | None) -> Model:
     """Put the main graph's nodes in the order of least peak that is found; sizes are those of one sample."""
     edited = model.edit()
+    remove_unused(edited)
     before = [node.name for node in edited.graph]
     for _ in range(ROUNDS):
         flow = Flow(at_sizes(Model(edited)))

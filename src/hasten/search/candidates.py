@@ -18,7 +18,20 @@ SMALL_MODEL = 1e-4
 
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 
-CLEAN: Steps = tuple((name, {}) for name in ("cleanup", "fold_constants", "push_transposes", "fold_activations", "fuse_operators"))
+CLEAN: Steps = tuple(
+    (name, {})
+    for name in (
+        "cleanup",
+        "fold_constants",
+        "resolve_shapes",
+        "fold_branches",
+        "remove_noops",
+        "fuse_operators",
+        "simplify_algebra",
+        "push_transposes",
+        "fold_activations",
+    )
+)
 FOLD: Steps = tuple((name, {}) for name in ("fold_affine", "fold_batchnorm"))
 GRAPH: Steps = (*CLEAN, *FOLD)
 
