@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from hasten.graph import Array
+from hasten.graph import Array, remove_unused
 from hasten.model import all_nodes
 from hasten.own_operators import DOMAIN
 
@@ -133,8 +133,10 @@ Rule = Callable[[ir.Node, Edit], bool]
 def rewrite(model: ir.Model, rules: Mapping[str, Sequence[Rule]]) -> int:
     """Apply the rules to all of the model until nothing changes, shapes inferred anew in between; how many did."""
     total = 0
+    remove_unused(model)
     while changed := Edit(model).sweep(rules):
         total += changed
+        remove_unused(model)
         ShapeInferencePass(strict_mode=False, data_prop=True)(model)
     return total
 

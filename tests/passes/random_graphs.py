@@ -523,7 +523,10 @@ def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Coun
     before = fingerprint(cut)
     feeds = [check.random_feeds(model, size, seed=size) for size in check.SIZES]
     oracle = check.oracle(model)
-    expected = [oracle.run(None, feed) for feed in feeds]
+    try:
+        expected = [oracle.run(None, feed) for feed in feeds]
+    except Exception:  # noqa: BLE001 - of each thousand, one has an If for which onnxruntime frees a value too early
+        return Counter({"not run by the oracle": 1})
     fired: Counter[str] = Counter()
     chain = model
     for row in passes:
