@@ -204,6 +204,8 @@ class Maker:
                 return
             made = self.add("Conv", [v.name, weight, *bias], (v.shape[0], out, *size), pads=[int(pad)] * 4, group=group)
             if self.chance(0.3):
+                self._batch_norm(made)
+            if self.chance(0.3):
                 v = made
 
     def norm(self) -> None:
@@ -211,13 +213,16 @@ class Maker:
         if v is None:
             return
         if self.chance(0.5):
-            c = v.shape[1]
-            stats = [self.numbers.uniform(0.5, 2, c), self.normal(c), self.normal(c), self.numbers.uniform(0.5, 2, c)]
-            self.add("BatchNormalization", [v.name, *map(self.const, stats)], v.shape)
+            self._batch_norm(v)
         else:
             k = v.shape[-1]
             scale, bias = self.const(self.numbers.uniform(0.5, 2, k)), self.const(self.numbers.uniform(0.5, 2, k))
             self.add("LayerNormalization", [v.name, scale, bias], v.shape, axis=-1, epsilon=0.1)
+
+    def _batch_norm(self, v: Value) -> None:
+        c = v.shape[1]
+        stats = [self.numbers.uniform(0.5, 2, c), self.normal(c), self.normal(c), self.numbers.uniform(0.5, 2, c)]
+        self.add("BatchNormalization", [v.name, *map(self.const, stats)], v.shape)
 
     def softmax(self) -> None:
         v = self.pick(lambda v: v.rank > 0 and v.shape[-1] != "N")
