@@ -44,13 +44,23 @@ def rewrites(refused: Collection[str] = ()) -> Iterator[Rewrites]:
 
 def may_rewrite(node: ir.Node) -> bool:
     """Asked by a pass at each node that it is about to rewrite at, once it is sure that it would."""
-    here = _rewrites.get()
-    if here is None:
-        return True
-    if node.name in here.refused:
+    if must_leave(node):
         return False
-    here.done.append(node.name or "")
+    rewrote(node.name or "")
     return True
+
+
+def must_leave(node: ir.Node) -> bool:
+    """For a pass that knows only afterwards whether it rewrites at a node: whether it must not; else it says `rewrote`."""
+    here = _rewrites.get()
+    return here is not None and node.name in here.refused
+
+
+def rewrote(name: str) -> None:
+    """A pass rewrote at the node of this name."""
+    here = _rewrites.get()
+    if here is not None:
+        here.done.append(name)
 
 
 def asking(rules: Any) -> Any:

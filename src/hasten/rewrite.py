@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from hasten.graph import Array
+from hasten.graph import Array, must_leave, remove_unused, rewrote
 from hasten.model import all_nodes
 from hasten.own_operators import DOMAIN
 
@@ -46,11 +46,13 @@ class Edit:
         while changed:
             changed = False
             for node in list(self.nodes()):
-                if node.graph is None or not plain(node):
+                if node.graph is None or not plain(node) or must_leave(node):
                     continue
+                name = node.name or ""
                 for rule in rules.get(node.op_type, ()):
                     if rule(node, self):
                         total, changed = total + 1, True
+                        rewrote(name)
                         break
         return total
 
@@ -133,8 +135,10 @@ Rule = Callable[[ir.Node, Edit], bool]
 def rewrite(model: ir.Model, rules: Mapping[str, Sequence[Rule]]) -> int:
     """Apply the rules to all of the model until nothing changes, shapes inferred anew in between; how many did."""
     total = 0
+    remove_unused(model)
     while changed := Edit(model).sweep(rules):
         total += changed
+        remove_unused(model)
         ShapeInferencePass(strict_mode=False, data_prop=True)(model)
     return total
 

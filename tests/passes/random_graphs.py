@@ -204,12 +204,9 @@ class Maker:
                 return
             made = self.add("Conv", [v.name, weight, *bias], (v.shape[0], out, *size), pads=[int(pad)] * 4, group=group)
             if self.chance(0.3):
-                v = self._batch_norm(made) if self.chance(0.7) else made
-
-    def _batch_norm(self, v: Value) -> Value:
-        c = v.shape[1]
-        stats = [self.numbers.uniform(0.5, 2, c), self.normal(c), self.normal(c), self.numbers.uniform(0.5, 2, c)]
-        return self.add("BatchNormalization", [v.name, *map(self.const, stats)], v.shape)
+                self._batch_norm(made)
+            if self.chance(0.3):
+                v = made
 
     def gelu(self) -> None:
         """In pieces, as older exporters write it."""
@@ -233,6 +230,11 @@ class Maker:
             k = v.shape[-1]
             scale, bias = self.const(self.numbers.uniform(0.5, 2, k)), self.const(self.numbers.uniform(0.5, 2, k))
             self.add("LayerNormalization", [v.name, scale, bias], v.shape, axis=-1, epsilon=0.1)
+
+    def _batch_norm(self, v: Value) -> None:
+        c = v.shape[1]
+        stats = [self.numbers.uniform(0.5, 2, c), self.normal(c), self.normal(c), self.numbers.uniform(0.5, 2, c)]
+        self.add("BatchNormalization", [v.name, *map(self.const, stats)], v.shape)
 
     def softmax(self) -> None:
         v = self.pick(lambda v: v.rank > 0 and v.shape[-1] != "N")
@@ -538,12 +540,11 @@ def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Coun
     before = fingerprint(cut)
     feeds = [check.random_feeds(model, size, seed=size) for size in check.SIZES]
     oracle = check.oracle(model)
-    fired: Counter[str] = Counter()
     try:
         expected = [oracle.run(None, feed) for feed in feeds]
-    except Exception:  # noqa: BLE001 - onnxruntime 1.32 loses some values that are read inside an If alone ("Missing Input"); counted
-        fired["oracle fails"] += 1
-        return fired
+    except Exception:  # noqa: BLE001 - of each thousand, one has an If for which onnxruntime frees a value too early
+        return Counter({"not run by the oracle": 1})
+    fired: Counter[str] = Counter()
     chain = model
     for row in passes:
         made = row.apply(model, row.settings(), None)

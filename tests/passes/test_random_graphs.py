@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hasten import check
 from tests.passes.random_graphs import PASSES, agree, check_passes, graphs, random_graph
 
-COUNT = int(os.environ.get("HASTEN_RANDOM_GRAPHS", "2000" if os.environ.get("CI") else "200"))
+COUNT = int(os.environ.get("HASTEN_RANDOM_GRAPHS", "1000" if os.environ.get("CI") else "200"))
 """How many graphs; tools/random_graphs.py runs any number."""
 
 
@@ -33,7 +33,7 @@ def test_every_pass_keeps_random_graphs_and_each_finds_something_to_do():
         except AssertionError as e:
             raise AssertionError(f"graph {number}: {e}") from e
     assert {row.name for row in PASSES if not fired[row.name]} == {"fuse_attention"}, "no random graph holds an attention; its own tests do"
-    assert fired["oracle fails"] <= COUNT // 100
+    assert fired["not run by the oracle"] <= COUNT // 100
     assert fired["nodes after"] < 0.8 * fired["nodes before"]
 
 

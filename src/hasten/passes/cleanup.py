@@ -95,7 +95,7 @@ def _merge_nodes(graph: ir.Graph, edit: Edit, around: dict[Key, ir.Node]) -> Non
             continue
         if first.graph is not graph and any(o.is_graph_output() for o in node.outputs):
             continue
-        for index, output in enumerate(node.outputs):
+        for index, output in reversed(list(enumerate(node.outputs))):
             if node.graph is not None and (output.uses() or output.is_graph_output()):
                 edit.bypass(node, first.outputs[index], index)
         if node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):

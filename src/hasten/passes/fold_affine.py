@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, sole_consumer, take_place
+from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused, sole_consumer, take_place
 from hasten.model import Model, Skip, all_nodes
 from hasten.own_operators import is_packed
 from hasten.task import BoundTask
@@ -31,6 +31,7 @@ class FoldAffine:
 def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> Model:
     """Fold each Add, Sub, Mul and Div with a constant per channel into the Conv, ConvTranspose, Gemm or MatMul of matrices before it."""
     edited = model.edit()
+    remove_unused(edited)
     skipped: list[Skip] = []
     changed = 0
     for node in [n for n in all_nodes(edited.graph) if n.op_type in OPERATORS and n.domain == ""]:

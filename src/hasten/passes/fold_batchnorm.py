@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import constant, finish, may_rewrite
+from hasten.graph import constant, finish, may_rewrite, remove_unused
 from hasten.model import Model, Skip, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import LAYERS, absorb, refusal
@@ -29,6 +29,7 @@ class FoldBatchnorm:
 def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None) -> Model:
     """Fold every BatchNormalization into the layer with weights before it; the others are skipped, each with the reason."""
     edited = model.edit()
+    remove_unused(edited)
     skipped: list[Skip] = []
     changed = 0
     for norm in [n for n in all_nodes(edited.graph) if n.op_type == "BatchNormalization"]:

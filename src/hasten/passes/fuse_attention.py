@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import add_weight, constant, finish, sole_consumer, take_place, unique_name
+from hasten.graph import add_weight, constant, finish, may_rewrite, sole_consumer, take_place, unique_name
 from hasten.model import Model, Skip
 from hasten.passes.layout import View, layout, views
 from hasten.task import BoundTask
@@ -67,6 +67,8 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
         if isinstance(found, str):
             skipped.append(Skip(softmax.name or "", found))
             continue
+        if not may_rewrite(softmax):
+            continue
         _write_attention(graph, found, masks)
         changed += 1
     for norm in [n for n in graph if n.op_type == "LayerNormalization" and n.domain == ""]:
@@ -75,6 +77,8 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
             continue
         if why:
             skipped.append(Skip(norm.name or "", why))
+            continue
+        if not may_rewrite(norm):
             continue
         _write_skip_norm(graph, norm)
         changed += 1

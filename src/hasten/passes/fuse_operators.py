@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, scalar, sole_consumer, take_place, unique_name
+from hasten.graph import Array, add_weight, constant, finish, may_rewrite, scalar, sole_consumer, take_place, unique_name
 from hasten.model import Model, Skip
 from hasten.passes.polynomial import Terms, alike, origins, results, terms
 from hasten.task import BoundTask
@@ -62,6 +62,8 @@ def fuse_operators(model: Model, settings: FuseOperators, task: BoundTask | None
             inside = between(found.root, (found.source,))
             if why := found.why or refusal(found, inside):
                 skipped.setdefault(name, Skip(name, f"{found.operator}: {why}"))
+                continue
+            if not may_rewrite(found.root):
                 continue
             skipped.pop(name, None)
             _replace(edited.graph, found, inside)

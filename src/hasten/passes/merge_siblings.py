@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, constant, finish
+from hasten.graph import Array, constant, finish, may_rewrite, remove_unused
 from hasten.model import Model, Skip
 from hasten.rewrite import Edit, dims, graph_of, only_reader, plain
 from hasten.task import BoundTask
@@ -31,6 +31,7 @@ class MergeSiblings:
 def merge_siblings(model: Model, settings: MergeSiblings, task: BoundTask | None) -> Model:
     """Merge every family of layers that agree; those that share an input and do not agree are skipped, each with the reason."""
     edited = model.edit()
+    remove_unused(edited)
     edit, changed = Edit(edited), 0
     skipped: list[Skip] = []
     families: dict[object, list[ir.Node]] = {}
@@ -41,7 +42,7 @@ def merge_siblings(model: Model, settings: MergeSiblings, task: BoundTask | None
             readers[kin] = readers.get(kin, 0) + 1
             families.setdefault((kin, *_geometry(node)), []).append(node)
     for key, family in families.items():
-        if len(family) > 1:
+        if len(family) > 1 and may_rewrite(family[0]):
             _merge(family, edit)
             changed += len(family) - 1
         elif readers[key[0]] > 1:  # type: ignore[index]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, sole_consumer, take_place, unique_name
+from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused, sole_consumer, take_place, unique_name
 from hasten.model import Model
 from hasten.task import BoundTask
 
@@ -42,6 +42,7 @@ class PushTransposes:
 def push_transposes(model: Model, settings: PushTransposes, task: BoundTask | None) -> Model:
     """Push, cancel, and permute the weights behind a flattening. If no Transpose would be saved, the graph stays as it was."""
     edited = model.edit()
+    remove_unused(edited)
     before = _moved(edited.graph)
     while sum(_push(node) for node in list(edited.graph)):
         continue
