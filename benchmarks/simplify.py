@@ -1,7 +1,7 @@
 """`hasten simplify` beside OnnxSlim and onnxsim: nodes and bytes of the real models, `python benchmarks/simplify.py`.
 
-Neither peer is a dependency: `pip install onnxslim onnxsim` first. Each model goes through each tool in a process of its own; generators that hasten's size
-limit keeps (Expand, Tile …) are not counted as nodes, because the peers write what they make into the file. One JSON line each in
+Neither peer is a dependency: `pip install onnxslim onnxsim` first. Each model goes through each tool in a process of its own. Generators that
+hasten's size limit keeps (Expand, Tile …) are not counted as nodes, because the peers write what they make into the file. One JSON line each in
 `results/simplify.jsonl`.
 """
 
