@@ -150,6 +150,8 @@ def test_the_verb_writes_the_file_and_the_table(model, tmp_path, capsys):
     assert [p["technique"] for p in found["passes"]] == ["cleanup"] and found["after"]["nodes"] < found["before"]["nodes"]
     code, _, err = run(capsys, "simplify", str(tmp_path / "a.onnx"), "--only", "magic", "-o", str(tmp_path / "c.onnx"))
     assert code == 2 and "there is no pass 'magic'" in err and not (tmp_path / "c.onnx").exists()
+    code, out, err = run(capsys, "simplify", str(tmp_path / "a.onnx"), "-o", str(tmp_path / "none" / "b.onnx"))
+    assert code == 2 and "can't be written (there is no folder" in err and not out
 
 
 def test_simplified_is_plain_json(model):

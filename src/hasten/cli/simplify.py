@@ -77,6 +77,8 @@ def simplify(
     rows = simplifying.passes(names(only), names(leave), names(also))
     if not check and data is not None and not timing:
         raise BadInput("--data came with --no-check and --no-timing, and nothing would look at it; leave it out")
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise BadInput(f"{out} can't be written (there is no folder {Path(out).parent}); give a place that can")
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         opened = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private), check=check).model

@@ -42,9 +42,10 @@ def merge_siblings(model: Model, settings: MergeSiblings, task: BoundTask | None
             readers[kin] = readers.get(kin, 0) + 1
             families.setdefault((kin, *_geometry(node)), []).append(node)
     for key, family in families.items():
-        if len(family) > 1 and may_rewrite(family[0]):
-            _merge(family, edit)
-            changed += len(family) - 1
+        if len(family) > 1:
+            if may_rewrite(family[0]):
+                _merge(family, edit)
+                changed += len(family) - 1
         elif readers[key[0]] > 1:  # type: ignore[index]
             why = _refusal(family[0]) or "no other layer on its input has its attributes and its weights' shape"
             skipped.append(Skip(family[0].name or family[0].op_type, why))
