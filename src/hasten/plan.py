@@ -21,8 +21,8 @@ FORMAT = 1
 """Version of plan.json."""
 
 
-NOT_THE_RESULT = ("seconds", "workers")
-"""Settings of a training that say how long or with how many hands, and not what comes out: with others it may be gone on with."""
+NOT_THE_RESULT = ("seconds", "workers", "device")
+"""Settings of a training that say how long, where or with how many hands, and not what comes out: with others it may be gone on with."""
 
 
 class Phase(enum.IntEnum):
