@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from hasten.errors import BadInput
+from hasten.voice import voice
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("cpu", "cuda")
 
 
 def device_of(name: str, processes: int) -> torch.device:
-    """auto: the GPU where torch sees one and the training is of one process. Raises BadInput for a GPU that is not there, or several processes."""
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
+    """Raises BadInput for a GPU that is not there, and for several processes on it."""
+    if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch sees no GPU here; leave --device out, or install a torch that was built for the GPU's driver")
     if name == "cuda" and processes > 1:
         raise BadInput(f"--device cuda trains in one process, and --processes is {processes}; give one of the two")
-    return torch.device("cuda" if found and name != "cpu" and processes == 1 else "cpu")
+    if name == "cpu" and torch.cuda.is_available():
+        voice().detail("training: torch sees a GPU here; --device cuda trains on it")
+    return torch.device(name)
 
 
 def move(tensors: Iterable[Tensor], device: torch.device) -> None:

@@ -64,7 +64,7 @@ class Loop:
     decay of the moving average of the weights, 0 for none. `patience`: epochs without a better value on `validate` before it stops, 0 for
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
     known how long one takes; 0 for no limit. `cuts`: such cuts as a plan remembers them, so that it replays: step:steps, the number of all steps from
-    that step on. `device`: auto takes the GPU where torch sees one. `compile`: auto takes torch.compile where it was measured to pay. `augment`:
+    that step on. `device`: cuda trains on a GPU. `compile`: auto takes torch.compile where it was measured to pay. `augment`:
     shift:2, crop:4, flip, rotate:10, zoom:0.1, mixup:0.2, or file.py:function. `workers`: threads that make batches ready ahead. `processes`:
     data-parallel processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from
     60 % of the steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of
@@ -86,7 +86,7 @@ class Loop:
     seconds: float = 0.0
     cuts: tuple[str, ...] = ()
     precision: str = "float32"
-    device: str = "auto"
+    device: str = "cpu"
     compile: str = "auto"
     augment: tuple[str, ...] = ()
     workers: int = 0
