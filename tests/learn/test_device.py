@@ -1,4 +1,4 @@
-"""Where a training computes: what a GPU that is not there gets, and that tensors move in place. What runs on a GPU was seen on one: docs/learning.md."""
+"""Where a training computes: what a GPU that is not there gets, and that tensors move in place. Seen on a GPU: docs/learning.md."""
 
 import pytest
 import torch
