@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from hasten.errors import BadInput
 from hasten.model import Model
 from hasten.own_operators import PACKED, is_packed, weight_shape
+from hasten.shapes import infer_anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,61 +84,8 @@ def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 
         if value.shape is not None:
             fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
             value.shape = ir.Shape(fixed)
-    _infer(edited)
+    infer_anew(edited)
     return edited
-
-
-FUSED = ("MultiHeadAttention", "SkipLayerNormalization")
-"""Operators of onnxruntime's, which onnx can't infer: what they write (but for means) has the shape of their first input."""
-
-SMALL = 1024
-"""Bytes of a weight whose values shape inference may want: shapes, axes, sizes. Others it sees as inputs."""
-
-
-def _infer(edited: ir.Model) -> None:
-    """Shapes and types of the main graph's values, anew. As onnx_ir's ShapeInferencePass, but they are read from onnx's answer itself, which
-    is not made a graph first: with 10,000 nodes that is most of the time."""
-    graph = edited.graph
-    for value in (*(o for node in graph for o in node.outputs), *graph.outputs):
-        value.shape = None
-    inputs = len(graph.inputs)
-    large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > SMALL]
-    for value in large:
-        del graph.initializers[value.name or ""]
-        graph.inputs.append(value)
-    try:
-        proto = ir.to_proto(edited)
-        _tell_fused(proto)
-    finally:
-        del graph.inputs[inputs:]
-        for value in large:
-            graph.register_initializer(value)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return  # onnx can't infer this graph, or it is above 2 GB: the shapes stay unknown and are counted as such
-    found = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")}
-    for node in graph:
-        for output in node.outputs:
-            known = found.get(output.name or "")
-            if known is not None and known.HasField("shape"):
-                output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in known.shape.dim])
-            if known is not None and known.elem_type:
-                output.type = ir.TensorType(ir.DataType(known.elem_type))
-
-
-def _tell_fused(proto: onnx.ModelProto) -> None:
-    """Put an Identity in place of each output of a FUSED operator: for the shapes it is the same."""
-    nodes = []
-    for node in proto.graph.node:
-        if node.domain == "com.microsoft" and node.op_type in FUSED:
-            written = [name for index, name in enumerate(node.output) if index in (0, 3) and name]
-            nodes += [onnx.helper.make_node("Identity", [node.input[0]], [name]) for name in written]
-        else:
-            nodes.append(node)
-    if len(nodes) != len(proto.graph.node) or any(n.domain == "com.microsoft" for n in proto.graph.node):
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
 
 
 def _row(node: ir.Node) -> Row:

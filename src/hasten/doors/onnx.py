@@ -14,11 +14,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass, ShapeInferencePass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass
 
 from hasten import packed
 from hasten.errors import BadInput, HastenError, Unsupported
 from hasten.model import HISTORY_KEY, IR_VERSION, OPSET, Model, all_nodes, read_history
+from hasten.shapes import infer
 
 OLDEST_OPSET = 7
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "hasten")
@@ -87,7 +88,7 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     if shapes:
         _fix_axes(model, shapes)
     if check:
-        model = _with_shapes(model)
+        infer(model)
     model.ir_version = IR_VERSION
     model.metadata_props.pop(HISTORY_KEY, None)
     _freeze(model)
@@ -283,10 +284,6 @@ def _fix_axes(model: ir.Model, shapes: Mapping[str, int]) -> None:
         for value in node.outputs:
             if value.shape is not None and value not in model.graph.outputs:
                 value.shape = None
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    return ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
 
 
 def _freeze(model: ir.Model) -> None:

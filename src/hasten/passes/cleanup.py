@@ -13,9 +13,9 @@ import dataclasses
 import hashlib
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
-from hasten.graph import finish, remove_unused
+from hasten.graph import finish_pass, lift_constants, remove_unused
 from hasten.model import OPSET, Model, all_nodes
 from hasten.rewrite import Edit, become
 from hasten.task import BoundTask
@@ -42,7 +42,7 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
     """
     edited = model.edit()
     before = sum(1 for _ in all_nodes(edited.graph)) + len(edited.graph.initializers)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
+    lifted = lift_constants(edited)
     edit = Edit(edited)
     _leave_out(edit)
     _merge_weights(edited.graph)
@@ -51,8 +51,8 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
     remove_unused(edited)
     RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
-    changed = before - sum(1 for _ in all_nodes(edited.graph)) - len(edited.graph.initializers)
-    return finish(model, edited, settings, "cleanup", changed, [])
+    changed = before - sum(1 for _ in all_nodes(edited.graph)) - len(edited.graph.initializers) + lifted
+    return finish_pass(model, edited, settings, "cleanup", changed, [])
 
 
 def _leave_out(edit: Edit) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import constant, finish, may_rewrite, remove_unused
+from hasten.graph import begin, constant, finish_pass, may_rewrite
 from hasten.model import Model, Skip, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import LAYERS, absorb, refusal
@@ -28,8 +28,7 @@ class FoldBatchnorm:
 
 def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None) -> Model:
     """Fold every BatchNormalization into the layer with weights before it; the others are skipped, each with the reason."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
     for norm in [n for n in all_nodes(edited.graph) if n.op_type == "BatchNormalization"]:
@@ -44,7 +43,7 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         absorb(norm, before, factor, beta - factor * mean)
         changed += 1
-    return finish(model, edited, settings, "fold_batchnorm", changed, skipped)
+    return finish_pass(model, edited, settings, "fold_batchnorm", changed, skipped)
 
 
 def _refusal(norm: ir.Node, before: ir.Node | None) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from hasten.graph import constant, finish
+from hasten.graph import begin, constant, finish_pass
 from hasten.model import Model, all_nodes
 from hasten.rewrite import Edit, Rule, dims, graph_of, rewrite, same_dims
 from hasten.task import BoundTask
@@ -26,9 +26,9 @@ class FoldBranches:
 
 def fold_branches(model: Model, settings: FoldBranches, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
-    edited = model.edit()
+    edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish(model, edited, settings, "fold_branches", changed, [])
+    return finish_pass(model, edited, settings, "fold_branches", changed, [])
 
 
 def _if(node: ir.Node, edit: Edit) -> bool:

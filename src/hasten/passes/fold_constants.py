@@ -12,11 +12,11 @@ import logging
 from collections.abc import Iterator
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from hasten.errors import BadInput
-from hasten.graph import asking, finish, may_rewrite, remove_unused
+from hasten.graph import asking, begin, constant, finish_pass, lift_constants, may_rewrite, remove_unused
 from hasten.model import Model, Skip, all_nodes
+from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
 GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "RandomNormal", "RandomUniform")
@@ -41,25 +41,35 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
     from onnxscript.optimizer import fold_constants as fold
     from onnxscript.rewriter.rules.common import _materialize_reshape_shape
 
-    edited = model.edit()
-    before = sum(1 for _ in all_nodes(edited.graph))
+    edited = begin(model)
+    before, limit = sum(1 for _ in all_nodes(edited.graph)), max(settings.size_limit, _largest(model))
+
+    def folded() -> bool:
+        def should_fold(node: ir.Node) -> bool | None:
+            return None if _small_enough(node, settings) and may_rewrite(node) else False
+
+        return bool(fold(edited, input_size_limit=limit, output_size_limit=limit, should_fold=should_fold))
+
+    changed = 0
     with _quiet():
-        fold(
-            edited,
-            onnx_shape_inference=True,
-            input_size_limit=max(settings.size_limit, _largest(model)),
-            output_size_limit=max(settings.size_limit, _largest(model)),
-            should_fold=lambda node: None if _small_enough(node, settings) and may_rewrite(node) else False,
-        )
-    asking(_materialize_reshape_shape.rules).apply_to_model(edited)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    remove_unused(edited)
+        while folded():
+            changed += 1
+            infer_missing(edited)
+    changed += asking(_materialize_reshape_shape.rules, _computes_shape).apply_to_model(edited)
+    changed += lift_constants(edited)
+    if changed:
+        remove_unused(edited)
+        changed = max(changed, before - sum(1 for _ in all_nodes(edited.graph)))
     skipped = [
         Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
         for n in all_nodes(edited.graph)
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
-    return finish(model, edited, settings, "fold_constants", before - sum(1 for _ in all_nodes(edited.graph)), skipped)
+    return finish_pass(model, edited, settings, "fold_constants", changed, skipped)
+
+
+def _computes_shape(node: ir.Node) -> bool:
+    return node.op_type == "Reshape" and constant(node.inputs[1]) is None
 
 
 def _small_enough(node: ir.Node, settings: FoldConstants) -> bool:

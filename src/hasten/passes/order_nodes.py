@@ -10,9 +10,12 @@ Cost: nothing at run time; no data.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import onnx_ir as ir
 
 from hasten.facts import at_sizes
-from hasten.graph import finish, remove_unused
+from hasten.graph import begin, finish_pass
 from hasten.memory import Flow, better_order
 from hasten.model import Model
 from hasten.task import BoundTask
@@ -28,16 +31,23 @@ class OrderNodes:
 
 def order_nodes(model: Model, settings: OrderNodes, task: BoundTask | None) -> Model:
     """Put the main graph's nodes in the order of least peak that is found; sizes are those of one sample."""
-    edited = model.edit()
-    remove_unused(edited)
-    before = [node.name for node in edited.graph]
+    edited = begin(model)
+    sized = at_sizes(Model(edited))
+    places = list(range(len(sized.graph)))
     for _ in range(ROUNDS):
-        flow = Flow(at_sizes(Model(edited)))
-        order = better_order(flow)
+        order = better_order(Flow(sized))
         if order is None:
             break
-        nodes = list(edited.graph)
-        edited.graph.remove(nodes)
-        edited.graph.extend(nodes[i] for i in order)
-    changed = sum(a != node.name for a, node in zip(before, edited.graph, strict=True))
-    return finish(model, edited, settings, "order_nodes", changed, [])
+        _put(sized.graph, order)
+        places = [places[i] for i in order]
+    changed = sum(place != i for i, place in enumerate(places))
+    if changed:
+        _put(edited.graph, places)
+    return finish_pass(model, edited, settings, "order_nodes", changed, [])
+
+
+def _put(graph: ir.Graph, order: Sequence[int]) -> None:
+    """Put the graph's nodes in this order."""
+    nodes = list(graph)
+    graph.remove(nodes)
+    graph.extend(nodes[i] for i in order)

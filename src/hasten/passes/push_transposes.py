@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused, sole_consumer, take_place, unique_name
+from hasten.graph import Array, add_weight, begin, constant, finish_pass, may_rewrite, remove_unused, sole_consumer, take_place, unique_name
 from hasten.model import Model
+from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
 Perm = tuple[int, ...]
@@ -41,14 +42,18 @@ class PushTransposes:
 
 def push_transposes(model: Model, settings: PushTransposes, task: BoundTask | None) -> Model:
     """Push, cancel, and permute the weights behind a flattening. If no Transpose would be saved, the graph stays as it was."""
-    edited = model.edit()
-    remove_unused(edited)
-    before = _moved(edited.graph)
-    while sum(_push(node) for node in list(edited.graph)):
-        continue
-    pushed = finish(model, edited, settings, "push_transposes", 0, [])
-    saved = before - _moved(pushed.ir.graph)
-    return finish(model, edited if saved > 0 else model.edit(), settings, "push_transposes", max(saved, 0), [])
+    edited = begin(model)
+    saved = 0
+    if any(_reads_transposed(node) for node in edited.graph):
+        trial = edited.clone()
+        before = _moved(trial.graph)
+        while sum(_push(node) for node in list(trial.graph)):
+            continue
+        remove_unused(trial)
+        infer_missing(trial)
+        saved = before - _moved(trial.graph)
+        edited = trial if saved > 0 else edited
+    return finish_pass(model, edited, settings, "push_transposes", max(saved, 0), [])
 
 
 def _moved(graph: ir.Graph) -> int:
@@ -59,6 +64,12 @@ def _moved(graph: ir.Graph) -> int:
 def _size(value: ir.Value | None) -> int:
     """Elements, an axis of unknown size counted as one."""
     return math.prod(d for d in (value.shape or () if value is not None else ()) if isinstance(d, int))
+
+
+def _reads_transposed(node: ir.Node) -> bool:
+    """Whether the node reads a Transpose before which it might run, or is a Transpose of one."""
+    pushed = node.op_type == "Transpose" or _rule(node.op_type) is not None
+    return pushed and any(_perm(v) is not None for v in node.inputs)
 
 
 def _push(node: ir.Node) -> bool:
