@@ -56,7 +56,11 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
 
     Raises BadInput for a name that no axis has.
     """
-    edited = at_sizes(model, sizes, batch)
+    return facts_of(at_sizes(model, sizes, batch))
+
+
+def facts_of(edited: ir.Model) -> Facts:
+    """Facts of a graph that has its shapes, as `at_sizes` makes them."""
     rows = tuple(_row(node) for node in edited.graph if node.op_type != "Constant")
     constants = [node.outputs[0] for node in edited.graph if node.op_type == "Constant"]
     weights = [t for v in [*edited.graph.initializers.values(), *constants] if (t := _weight(v)) is not None]
@@ -80,12 +84,30 @@ def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 
     if unknown := sorted(set(sizes or {}) - set(names)):
         raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(names) or 'none'}")
     edited = model.edit()
+    known: dict[str, set[int | None]] = {}
     for value in edited.graph.inputs:
         if value.shape is not None:
-            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
-            value.shape = ir.Shape(fixed)
-    infer_anew(edited)
+            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else None) for i, d in enumerate(value.shape)]
+            for dim, size in zip(value.shape, fixed, strict=True):
+                if not isinstance(dim, int) and dim.value is not None:
+                    known.setdefault(dim.value, set()).add(size)
+            value.shape = ir.Shape([d if size is None else size for d, size in zip(value.shape, fixed, strict=True)])
+    if not _put_sizes(edited.graph, {name: size for name, (size, *others) in known.items() if not others}):
+        infer_anew(edited)
     return edited
+
+
+def _put_sizes(graph: ir.Graph, known: Mapping[str, int | None]) -> bool:
+    """Write these sizes for the names of axes, wherever they stand. False, and nothing is done, if a value has an axis of another name or of none:
+    then its size must be inferred."""
+    values = [o for node in graph for o in node.outputs if o.name]
+    shapes = [() if v.shape is None else tuple(v.shape) for v in values]
+    if any(v.shape is None for v in values) or any(not isinstance(d, int) and d.value not in known for shape in shapes for d in shape):
+        return False
+    for value, shape in zip(values, shapes, strict=True):
+        if not all(isinstance(d, int) for d in shape):
+            value.shape = ir.Shape([d if isinstance(d, int) or (size := known[d.value or ""]) is None else size for d in shape])
+    return True
 
 
 def _row(node: ir.Node) -> Row:

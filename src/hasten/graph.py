@@ -66,12 +66,16 @@ def rewrote(name: str) -> None:
         here.done.append(name)
 
 
-def asking(rules: Any, where: Callable[[ir.Node], bool]) -> Any:
-    """An onnxscript RewriteRuleSet whose rules ask `may_rewrite` before they change something.
+def apply_rules(edited: ir.Model, rules: Any, where: Callable[[ir.Node], bool]) -> int:
+    """Apply an onnxscript RewriteRuleSet, whose rules ask `may_rewrite` before they change something; how many did.
 
-    where: a look at a node that costs less than a match and tells most nodes at which there can be none.
+    where: a look at a node that costs less than a match, and tells most nodes at which there can be none.
     """
     from onnxscript.rewriter import RewriteRuleSet
+
+    bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+    if not any(where(node) for body in bodies for node in all_nodes(body)):
+        return 0
 
     def asked(rule: Any) -> Any:
         made, attempt = copy.copy(rule), rule.try_rewrite
@@ -83,7 +87,7 @@ def asking(rules: Any, where: Callable[[ir.Node], bool]) -> Any:
         made.try_rewrite = try_rewrite
         return made
 
-    return RewriteRuleSet([asked(rule) for rule in rules])
+    return int(RewriteRuleSet([asked(rule) for rule in rules]).apply_to_model(edited))
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -186,14 +190,10 @@ def _has_unused(body: ir.Graph | ir.Function) -> bool:
 
 def lift_constants(edited: ir.Model) -> int:
     """Make initializers of the Constant nodes; of how many."""
-    before = _constants(edited)
-    if before:
+    constants = [node for node in all_nodes(edited.graph) if node.op_type == "Constant"]
+    if constants:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    return before - _constants(edited) if before else 0
-
-
-def _constants(edited: ir.Model) -> int:
-    return sum(node.op_type == "Constant" for node in all_nodes(edited.graph))
+    return sum(node.graph is None for node in constants)
 
 
 def _optional_outputs(node: ir.Node) -> frozenset[int]:
@@ -209,12 +209,10 @@ def _optional(operator: str) -> frozenset[int]:
     return frozenset(i for i, o in enumerate(outputs) if o.option == onnx.defs.OpSchema.FormalParameterOption.Optional)
 
 
-def finish_pass(model: Model, edited: ir.Model, settings: Any, name: str, changed: int, skipped: list[Skip]) -> Model:
-    """As `finish`, after a pass that keeps what every value holds: shapes that are known stay. Where it changed nothing there is nothing to do."""
-    if changed:
-        remove_unused(edited)
-        infer_missing(edited)
-    return model.then(edited, Step(name, dataclasses.asdict(settings), changed, tuple(skipped)))
+def settle(edited: ir.Model) -> None:
+    """After rewrites that keep what every value holds: what nothing reads is removed; shapes that are known stay, the others are inferred."""
+    remove_unused(edited)
+    infer_missing(edited)
 
 
 def finish(model: Model, edited: ir.Model, settings: Any, name: str, changed: int, skipped: list[Skip]) -> Model:

@@ -141,7 +141,14 @@ def read_history(model: ir.Model) -> tuple[Step, ...]:
 
 def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     """Every node, subgraphs included, in graph order."""
-    yield from ir.traversal.RecursiveGraphIterator(graph)
+    for node in graph:
+        yield node
+        for attribute in node.attributes.data.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from all_nodes(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for subgraph in attribute.as_graphs():
+                    yield from all_nodes(subgraph)
 
 
 def _with_history(model: ir.Model, history: tuple[Step, ...]) -> ir.Model:

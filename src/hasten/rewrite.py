@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, must_leave, remove_unused, rewrote
+from hasten.graph import Array, must_leave, rewrote, settle
 from hasten.model import all_nodes
 from hasten.own_operators import DOMAIN
-from hasten.shapes import better, infer_missing
+from hasten.shapes import better
 
 Dims = tuple[int | str | None, ...]
 """A shape: whole numbers, names of dynamic axes, None where nothing is known."""
@@ -143,8 +143,7 @@ def rewrite(model: ir.Model, rules: Mapping[str, Sequence[Rule]]) -> int:
     total = 0
     while changed := Edit(model).sweep(rules):
         total += changed
-        remove_unused(model)
-        infer_missing(model)
+        settle(model)
     return total
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from hasten import check, plan, runtimes
 from hasten.errors import BadInput, CheckFailed, OutOfResources
-from hasten.facts import facts
+from hasten.facts import at_sizes, facts_of
 from hasten.graph import Array, rewrites
-from hasten.memory import peak
+from hasten.memory import Flow
 from hasten.model import Model, all_nodes
 from hasten.plan import Effect
 from hasten.runtimes import Target
@@ -67,8 +68,11 @@ class Size:
 
     @staticmethod
     def of(model: Model) -> Size:
-        known = facts(model)
-        return Size(sum(1 for _ in all_nodes(model.ir.graph)), known.macs, known.weight_bytes, known.activation_bytes, peak(model).bytes)
+        with _uncollected():
+            sized = at_sizes(model)
+            known, flow = facts_of(sized), Flow(sized)
+            most, _ = flow.peak(range(len(flow.nodes)))
+        return Size(sum(1 for _ in all_nodes(sized.graph)), known.macs, known.weight_bytes, known.activation_bytes, most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +161,19 @@ def simplify(
     return Simplified(bench.model, verdicts, before, Size.of(bench.model), spent[0], spent[1], checked)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within this block Python does not look for garbage in cycles. A graph is one large cycle that is no garbage; to look through it again and again
+    takes most of a pass's time, and grows with the square of the graph."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class _Own(Model):
     """A model whose graph nobody else holds, so a pass may work on it without a clone."""
 
@@ -181,7 +198,7 @@ class _Bench:
     def attempt(self, row: plan.Row, without: Sequence[str]) -> tuple[Model, list[str]]:
         """What the pass makes of the model, itself if nothing, and the nodes that it rewrote at, those of `without` left alone."""
         draft = self._draft if self._draft is not None else self.model.edit()
-        with rewrites(without) as found:
+        with _uncollected(), rewrites(without) as found:
             made = row.apply(_Own(draft, self.model.history), plan.make_settings(row.name, {}), None)
         unchanged = not made.history[-1].changed
         self._draft = draft if unchanged else None if self.checked else made.ir

@@ -10,8 +10,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from hasten.graph import asking, begin, finish_pass
-from hasten.model import Model
+from hasten.graph import apply_rules, begin, settle
+from hasten.model import Model, Step
 from hasten.rewrite import made_by
 from hasten.task import BoundTask
 
@@ -29,9 +29,11 @@ def fold_activations(model: Model, settings: FoldActivations, task: BoundTask | 
     from onnxscript.rewriter.rules.common import _fuse_pad_into_conv, _fuse_relus_clips
 
     edited = begin(model)
-    changed = asking(_fuse_relus_clips.rules, _clips_twice).apply_to_model(edited)
-    changed += asking(_fuse_pad_into_conv.rules, _may_pad).apply_to_model(edited)
-    return finish_pass(model, edited, settings, "fold_activations", changed, [])
+    changed = apply_rules(edited, _fuse_relus_clips.rules, _clips_twice)
+    changed += apply_rules(edited, _fuse_pad_into_conv.rules, _may_pad)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_activations", dataclasses.asdict(settings), changed))
 
 
 def _clips_twice(node: ir.Node) -> bool:

@@ -14,8 +14,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, begin, constant, finish_pass, may_rewrite, sole_consumer, take_place
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
 from hasten.task import BoundTask
 
@@ -45,7 +45,9 @@ def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> M
             continue
         absorb(node, layer, factor, term)
         changed += 1
-    return finish_pass(model, edited, settings, "fold_affine", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_affine", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _affine(node: ir.Node) -> tuple[ir.Node | None, Array | None, Array | None]:

@@ -14,8 +14,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import begin, constant, finish_pass, may_rewrite
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import LAYERS, absorb, refusal
 from hasten.task import BoundTask
@@ -43,7 +43,9 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         absorb(norm, before, factor, beta - factor * mean)
         changed += 1
-    return finish_pass(model, edited, settings, "fold_batchnorm", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_batchnorm", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _refusal(norm: ir.Node, before: ir.Node | None) -> str:

@@ -13,8 +13,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from hasten.graph import begin, constant, finish_pass
-from hasten.model import Model, all_nodes
+from hasten.graph import begin, constant
+from hasten.model import Model, Step, all_nodes
 from hasten.rewrite import Edit, Rule, dims, graph_of, rewrite, same_dims
 from hasten.task import BoundTask
 
@@ -28,7 +28,7 @@ def fold_branches(model: Model, settings: FoldBranches, task: BoundTask | None) 
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
     edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish_pass(model, edited, settings, "fold_branches", changed, [])
+    return model.then(edited, Step("fold_branches", dataclasses.asdict(settings), changed))
 
 
 def _if(node: ir.Node, edit: Edit) -> bool:

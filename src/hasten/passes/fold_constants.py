@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from hasten.errors import BadInput
-from hasten.graph import asking, begin, constant, finish_pass, lift_constants, may_rewrite, remove_unused
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import apply_rules, begin, constant, lift_constants, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
@@ -55,17 +55,17 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         while folded():
             changed += 1
             infer_missing(edited)
-    changed += asking(_materialize_reshape_shape.rules, _computes_shape).apply_to_model(edited)
+    changed += apply_rules(edited, _materialize_reshape_shape.rules, _computes_shape)
     changed += lift_constants(edited)
     if changed:
-        remove_unused(edited)
+        settle(edited)
         changed = max(changed, before - sum(1 for _ in all_nodes(edited.graph)))
     skipped = [
         Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
         for n in all_nodes(edited.graph)
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
-    return finish_pass(model, edited, settings, "fold_constants", changed, skipped)
+    return model.then(edited, Step("fold_constants", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _computes_shape(node: ir.Node) -> bool:

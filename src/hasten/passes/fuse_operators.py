@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, begin, constant, finish_pass, may_rewrite, scalar, sole_consumer, take_place, unique_name
-from hasten.model import Model, Skip
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, scalar, settle, sole_consumer, take_place, unique_name
+from hasten.model import Model, Skip, Step
 from hasten.passes.polynomial import Terms, alike, origins, results, terms
 from hasten.task import BoundTask
 
@@ -68,7 +68,9 @@ def fuse_operators(model: Model, settings: FuseOperators, task: BoundTask | None
             skipped.pop(name, None)
             _replace(edited.graph, found, inside)
             changed += 1
-    return finish_pass(model, edited, settings, "fuse_operators", changed, list(skipped.values()))
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fuse_operators", dataclasses.asdict(settings), changed, tuple(skipped.values())))
 
 
 def between(root: ir.Node, sources: Iterable[ir.Value]) -> set[ir.Node]:

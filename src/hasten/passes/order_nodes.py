@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from hasten.facts import at_sizes
-from hasten.graph import begin, finish_pass
+from hasten.graph import begin
 from hasten.memory import Flow, better_order
-from hasten.model import Model
+from hasten.model import Model, Step
 from hasten.task import BoundTask
 
 ROUNDS = 8
@@ -43,7 +43,7 @@ def order_nodes(model: Model, settings: OrderNodes, task: BoundTask | None) -> M
     changed = sum(place != i for i, place in enumerate(places))
     if changed:
         _put(edited.graph, places)
-    return finish_pass(model, edited, settings, "order_nodes", changed, [])
+    return model.then(edited, Step("order_nodes", dataclasses.asdict(settings), changed))
 
 
 def _put(graph: ir.Graph, order: Sequence[int]) -> None:

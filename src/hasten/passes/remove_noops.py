@@ -18,8 +18,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import begin, constant, finish_pass
-from hasten.model import Model
+from hasten.graph import begin, constant
+from hasten.model import Model, Step
 from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, rewrite, same_dims
 from hasten.task import BoundTask
 
@@ -39,7 +39,7 @@ def remove_noops(model: Model, settings: RemoveNoops, task: BoundTask | None) ->
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
     edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish_pass(model, edited, settings, "remove_noops", changed, [])
+    return model.then(edited, Step("remove_noops", dataclasses.asdict(settings), changed))
 
 
 def _identity(node: ir.Node, edit: Edit) -> bool:

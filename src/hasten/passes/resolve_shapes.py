@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, begin, constant, finish_pass
-from hasten.model import Model
+from hasten.graph import Array, begin, constant, settle
+from hasten.model import Model, Step
 from hasten.rewrite import Edit, dims, graph_of, plain
 from hasten.shapes import infer_missing
 from hasten.task import BoundTask
@@ -47,7 +47,9 @@ def resolve_shapes(model: Model, settings: ResolveShapes, task: BoundTask | None
     while found := _sweep(edited):
         changed += found
         infer_missing(edited)
-    return finish_pass(model, edited, settings, "resolve_shapes", changed, [])
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("resolve_shapes", dataclasses.asdict(settings), changed))
 
 
 def _sweep(edited: ir.Model) -> int:
