@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from hasten.model import OPSET, Model, Skip, Step, all_nodes
+from hasten.model import OPSET, Model, Skip, Step, all_graphs, all_nodes
 from hasten.shapes import infer, infer_missing
 
 Array = NDArray[Any]
@@ -153,12 +153,10 @@ def remove_unused(edited: ir.Model) -> None:
     while removed:
         RemoveUnusedNodesPass()(edited)
         removed = False
-        graphs = list(edited.graphs())
-        bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
-        live = {node for body in bodies for node in all_nodes(body)}
+        graphs = dict.fromkeys(all_graphs(edited))
         for graph in graphs:
             for value in [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]:
-                for reader, index in [use for use in value.uses() if use.node not in live]:
+                for reader, index in [use for use in value.uses() if use.node.graph not in graphs]:
                     reader.replace_input_with(index, None)
                     removed = True
                 if value.is_initializer() and not value.uses() and not value.is_graph_input() and not value.is_graph_output():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from hasten.facts import at_sizes, bytes_of
+from hasten.facts import Sized, at_sizes
 from hasten.model import Model
 from hasten.shapes import read
 
@@ -37,14 +37,14 @@ def peak(model: Model, batch: int = 1) -> Peak:
 class Flow:
     """Nodes by number, values by number: who makes and who reads which, and how large it is."""
 
-    def __init__(self, model: ir.Model) -> None:
-        """`model` has its shapes, as `facts.at_sizes` makes them."""
-        graph = model.graph
-        self.nodes = tuple(graph)
+    def __init__(self, sized: Sized, nodes: Sequence[ir.Node] | None = None) -> None:
+        """nodes: those of the main graph in another order than its own."""
+        graph = sized.model.graph
+        self.nodes = tuple(graph if nodes is None else nodes)
         made = {id(o): i for i, node in enumerate(self.nodes) for o in node.outputs}
         values = [*graph.inputs, *(o for node in self.nodes for o in node.outputs if o.name)]
         number = {id(v): i for i, v in enumerate(values)}
-        sizes = [bytes_of(v) for v in values]
+        sizes = [sized.bytes(v) for v in values]
         self.unknown = sum(s is None for s in sizes)
         self.sizes = [s or 0 for s in sizes]
         self.maker = [made.get(id(v), -1) for v in values]

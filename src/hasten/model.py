@@ -143,12 +143,28 @@ def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     """Every node, subgraphs included, in graph order."""
     for node in graph:
         yield node
-        for attribute in node.attributes.data.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from all_nodes(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for subgraph in attribute.as_graphs():
-                    yield from all_nodes(subgraph)
+        for subgraph in subgraphs(node):
+            yield from all_nodes(subgraph)
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's attributes."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.data.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, those of the functions, and every subgraph."""
+    bodies = [model.graph, *(f.graph for f in model.functions.values())]
+    yield from bodies
+    for body in bodies:
+        for node in all_nodes(body):
+            yield from subgraphs(node)
 
 
 def _with_history(model: ir.Model, history: tuple[Step, ...]) -> ir.Model:

@@ -12,6 +12,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from hasten.model import subgraphs
+
 FUSED = ("MultiHeadAttention", "SkipLayerNormalization")
 """Operators of onnxruntime's, which onnx can't infer: what they write (but for means) has the shape of their first input."""
 
@@ -51,8 +53,7 @@ def infer_missing(edited: ir.Model) -> None:
 
 
 def _is_nested(edited: ir.Model) -> bool:
-    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return bool(edited.functions) or any(a.type in graphs for node in edited.graph for a in node.attributes.values())
+    return bool(edited.functions) or any(subgraphs(node) for node in edited.graph)
 
 
 def _lacks(value: ir.Value) -> bool:
@@ -134,11 +135,8 @@ def _as_identities(node: ir.Node) -> Iterator[onnx.NodeProto]:
 def read(node: ir.Node) -> list[ir.Value]:
     """What a node reads, and the nodes in its subgraphs from outside."""
     found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            found += [v for inner in graph for v in read(inner)] + list(graph.outputs)
+    for graph in subgraphs(node):
+        found += [v for inner in graph for v in read(inner)] + list(graph.outputs)
     return found
 
 

@@ -68,11 +68,10 @@ class Size:
 
     @staticmethod
     def of(model: Model) -> Size:
-        with _uncollected():
-            sized = at_sizes(model)
-            known, flow = facts_of(sized), Flow(sized)
-            most, _ = flow.peak(range(len(flow.nodes)))
-        return Size(sum(1 for _ in all_nodes(sized.graph)), known.macs, known.weight_bytes, known.activation_bytes, most)
+        sized = at_sizes(model)
+        known, flow = facts_of(sized), Flow(sized)
+        most, _ = flow.peak(range(len(flow.nodes)))
+        return Size(sum(1 for _ in all_nodes(model.ir.graph)), known.macs, known.weight_bytes, known.activation_bytes, most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,25 +133,32 @@ def simplify(
     model: Model, rows: Sequence[plan.Row], feeds: Sequence[Mapping[str, Array]] | None = None, checked: bool = True
 ) -> Simplified:
     """Run the passes until none changes anything. feeds: real inputs that each pass is checked on too. `checked` False: nothing is checked."""
+    with contextlib.nullcontext() if checked else _uncollected():
+        return _simplify(model, rows, feeds, checked)
+
+
+def _simplify(model: Model, rows: Sequence[plan.Row], feeds: Sequence[Mapping[str, Array]] | None, checked: bool) -> Simplified:
+    """A pass that ran on the present graph and changed nothing does not run again before another one changes it."""
     before = Size.of(model)
     after: dict[str, Size] = {}
     changed: collections.Counter[str] = collections.Counter()
     undone: dict[str, dict[str, str]] = {row.name: {} for row in rows}
-    spent = [0.0, 0.0]
+    start = time.perf_counter()
     bench = _Bench(model, checked)
+    spent = [time.perf_counter() - start, 0.0]
     settled: dict[str, Model] = {}
     for number in range(ROUNDS):
         for index, row in enumerate(rows):
             if settled.get(row.name) is bench.model:
                 continue
             voice().step(f"simplify, round {number + 1}: {row.verb}", index, len(rows))
-            start, before_it = bench.model, len(undone[row.name])
+            given, undone_before = bench.model, len(undone[row.name])
             _pass(row, bench, feeds, undone[row.name], spent)
-            if bench.model is start:
-                settled[row.name] = start
+            if bench.model is given:
+                settled[row.name] = given
             else:
                 changed[row.name] += bench.model.history[-1].changed
-            if row.name not in after and (bench.model is not start or len(undone[row.name]) > before_it):
+            if row.name not in after and (bench.model is not given or len(undone[row.name]) > undone_before):
                 after[row.name] = Size.of(bench.model)
         if all(settled.get(row.name) is bench.model for row in rows):
             break
@@ -163,8 +169,8 @@ def simplify(
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Within this block Python does not look for garbage in cycles. A graph is one large cycle that is no garbage; to look through it again and again
-    takes most of a pass's time, and grows with the square of the graph."""
+    """Within this block Python does not look for garbage in cycles. A graph is one large cycle and no garbage; to look through it again and again
+    takes longer than the passes."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -182,23 +188,20 @@ class _Own(Model):
 
 
 class _Bench:
-    """What the passes work on: the model so far, and a graph to try the next pass on.
+    """What the passes work on: the model so far, and a clone to try the next pass on, which serves until a pass changes it.
 
-    A graph that is checked against the one before it must be another one: a clone, which serves until a pass changes it. Unchecked there is one
-    graph, from the first pass to the last.
+    Unchecked it serves then, too: nobody wants the graph before.
     """
 
     def __init__(self, model: Model, checked: bool):
-        self.checked = checked
-        own = model.edit()
-        infer_missing(own)
-        self.model = Model(own, model.history)
-        self._draft: ir.Model | None = None if checked else own
+        self.model, self.checked = model, checked
+        self._draft: ir.Model | None = model.edit()
+        infer_missing(self._draft)
 
     def attempt(self, row: plan.Row, without: Sequence[str]) -> tuple[Model, list[str]]:
         """What the pass makes of the model, itself if nothing, and the nodes that it rewrote at, those of `without` left alone."""
         draft = self._draft if self._draft is not None else self.model.edit()
-        with _uncollected(), rewrites(without) as found:
+        with rewrites(without) as found:
             made = row.apply(_Own(draft, self.model.history), plan.make_settings(row.name, {}), None)
         unchanged = not made.history[-1].changed
         self._draft = draft if unchanged else None if self.checked else made.ir

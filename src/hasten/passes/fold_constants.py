@@ -11,11 +11,13 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from hasten.errors import BadInput
-from hasten.graph import apply_rules, begin, constant, lift_constants, may_rewrite, settle
+from hasten.graph import begin, constant, lift_constants, may_rewrite, settle
 from hasten.model import Model, Skip, Step, all_nodes
+from hasten.rewrite import Edit, dims
 from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
@@ -35,11 +37,10 @@ class FoldConstants:
 
 
 def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None) -> Model:
-    """Fold with onnxscript's folder and its rule for Reshape's shapes. Batch norm is kept, the model's own functions are not inlined,
+    """Fold with onnxscript's folder, and write what is known of a Reshape's shape. Batch norm is kept, the model's own functions are not inlined,
     generators whose result would be large stay.
     """
     from onnxscript.optimizer import fold_constants as fold
-    from onnxscript.rewriter.rules.common import _materialize_reshape_shape
 
     edited = begin(model)
     before, limit = sum(1 for _ in all_nodes(edited.graph)), max(settings.size_limit, _largest(model))
@@ -55,7 +56,8 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         while folded():
             changed += 1
             infer_missing(edited)
-    changed += apply_rules(edited, _materialize_reshape_shape.rules, _computes_shape)
+    edit = Edit(edited)
+    changed += sum(_write_shape(node, edit) for node in list(edit.nodes()) if node.op_type == "Reshape" and node.domain == "")
     changed += lift_constants(edited)
     if changed:
         settle(edited)
@@ -68,8 +70,14 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
     return model.then(edited, Step("fold_constants", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
-def _computes_shape(node: ir.Node) -> bool:
-    return node.op_type == "Reshape" and constant(node.inputs[1]) is None
+def _write_shape(node: ir.Node, edit: Edit) -> bool:
+    """Let a Reshape to a computed shape read a constant where at most one size of the result is unknown."""
+    shape = dims(node.outputs[0])
+    target = [d if isinstance(d, int) else -1 for d in shape or ()]
+    if shape is None or constant(node.inputs[1]) is not None or target.count(-1) > 1 or 0 in target or not may_rewrite(node):
+        return False
+    node.replace_input_with(1, edit.weight(node, f"{node.name or 'reshape'}_shape", np.array(target, np.int64)))
+    return True
 
 
 def _small_enough(node: ir.Node, settings: FoldConstants) -> bool:

@@ -10,9 +10,6 @@ Cost: nothing at run time; no data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import onnx_ir as ir
 
 from hasten.facts import at_sizes
 from hasten.graph import begin
@@ -33,21 +30,16 @@ def order_nodes(model: Model, settings: OrderNodes, task: BoundTask | None) -> M
     """Put the main graph's nodes in the order of least peak that is found; sizes are those of one sample."""
     edited = begin(model)
     sized = at_sizes(Model(edited))
-    places = list(range(len(sized.graph)))
+    nodes = list(sized.model.graph)
+    places = list(range(len(nodes)))
     for _ in range(ROUNDS):
-        order = better_order(Flow(sized))
+        order = better_order(Flow(sized, [nodes[i] for i in places]))
         if order is None:
             break
-        _put(sized.graph, order)
         places = [places[i] for i in order]
     changed = sum(place != i for i, place in enumerate(places))
     if changed:
-        _put(edited.graph, places)
+        present = list(edited.graph)
+        edited.graph.remove(present)
+        edited.graph.extend(present[i] for i in places)
     return model.then(edited, Step("order_nodes", dataclasses.asdict(settings), changed))
-
-
-def _put(graph: ir.Graph, order: Sequence[int]) -> None:
-    """Put the graph's nodes in this order."""
-    nodes = list(graph)
-    graph.remove(nodes)
-    graph.extend(nodes[i] for i in order)
