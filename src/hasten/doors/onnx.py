@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import lzma
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,13 +42,14 @@ def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = N
     if file.stat().st_size == 0:
         raise BadInput(f"{file} is empty; expected an ONNX file")
     data = _unpacked(file)
-    if file.suffix == packed.SUFFIX or data.startswith(packed.MAGIC):
-        return _from_packed(file, data, shapes, check)
+    if file.suffix == packed.SUFFIX or data[: len(packed.MAGIC)] == packed.MAGIC:
+        return _from_packed(file, bytes(data), shapes, check)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except (DecodeError, ValueError) as e:
         raise BadInput(f"{file} can't be read as ONNX ({e}): it is cut off or another format; export or copy it again") from e
+    del data
     return from_proto(proto, file.parent, shapes, check)
 
 
@@ -95,11 +97,12 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     return Model(model, history)
 
 
-def _unpacked(file: Path) -> bytes:
-    """The bytes of the ONNX file; a compressed one is unpacked up to a limit."""
+def _unpacked(file: Path) -> bytes | memoryview:
+    """The bytes of the ONNX file, mapped; a compressed one is unpacked up to a limit."""
     openers: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
     if file.suffix not in openers:
-        return file.read_bytes()
+        with file.open("rb") as plain:
+            return memoryview(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         with openers[file.suffix](file, "rb") as f:
             data: bytes = f.read(UNPACKED_LIMIT + 1)
