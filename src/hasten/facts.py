@@ -82,6 +82,7 @@ class Sized:
 
     model: ir.Model
     axes: Mapping[str, int]
+    _bytes: dict[ir.Value, int | None] = dataclasses.field(default_factory=dict, init=False)
 
     def dims(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
         """Sizes, names of axes that have none, None for what is unknown."""
@@ -96,8 +97,10 @@ class Sized:
 
     def bytes(self, value: ir.Value) -> int | None:
         """Bytes of a value, None where its shape or type is unknown."""
-        shape = self.shape(value)
-        return None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8
+        if value not in self._bytes:
+            shape = self.shape(value)
+            self._bytes[value] = None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8
+        return self._bytes[value]
 
 
 def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> Sized:

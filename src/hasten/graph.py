@@ -178,8 +178,8 @@ def _has_unused(body: ir.Graph | ir.Function) -> bool:
     if any(not v.uses() and not v.is_graph_input() and not v.is_graph_output() for v in initializers):
         return True
     for node in all_nodes(body):
-        unread = [i for i, o in enumerate(node.outputs) if not o.uses() and not o.is_graph_output()]
-        if unread and (len(unread) == len(node.outputs) or any(node.outputs[i].name and i in _optional_outputs(node) for i in unread)):
+        read = [bool(o.uses()) or o.is_graph_output() for o in node.outputs]
+        if not any(read) or (not all(read) and any(not read[i] and node.outputs[i].name for i in _optional_outputs(node) if i < len(read))):
             return True
         if node.inputs and node.inputs[-1] is None:
             return True

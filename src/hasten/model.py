@@ -156,9 +156,15 @@ def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
             yield from all_nodes(subgraph)
 
 
+CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+"""ONNX's operators with graphs in their attributes."""
+
+
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs in a node's attributes."""
     found: list[ir.Graph] = []
+    if node.domain == "" and node.op_type not in CONTROL_FLOW:
+        return found
     for attribute in node.attributes.data.values():
         if attribute.type == ir.AttributeType.GRAPH:
             found.append(attribute.as_graph())

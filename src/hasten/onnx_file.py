@@ -38,7 +38,7 @@ def pieces(model: ir.Model) -> Iterator[bytes]:
     yield graph_after + model_after
 
 
-def _inside(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _inside(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     """The same, mapped, but written where it is used."""
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name, metadata_props=tensor.metadata_props)
 
