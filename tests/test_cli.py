@@ -160,8 +160,8 @@ BAD_MODELS = {
     "unknown domain": ("bad.onnx", nonsense_operator("acme"), 4, ("'odd_one'", "acme::Frobnicate", "domain is unknown")),
     "unknown in com.microsoft": ("bad.onnx", nonsense_operator("com.microsoft"), 4, ("'odd_one'", "com.microsoft::Frobnicate")),
     "unknown in ai.onnx.ml": ("bad.onnx", nonsense_operator("ai.onnx.ml"), 4, ("'odd_one'", "ai.onnx.ml::Frobnicate")),
-    "NaN weight": ("bad.onnx", weight_of(np.nan), 2, ("weight 'b1' holds 1 values that are NaN or infinite", "export the model again")),
-    "infinite weight": ("bad.onnx", weight_of(np.inf), 2, ("weight 'b1' holds 1 values that are NaN or infinite",)),
+    "NaN weight": ("bad.onnx", weight_of(np.nan), 2, ("weight 'w1' holds 1 values that are NaN or infinite", "export the model again")),
+    "infinite weight": ("bad.onnx", weight_of(np.inf), 2, ("weight 'w1' holds 1 values that are NaN or infinite",)),
 }
 MODEL_VERBS = {
     "inspect": ("inspect", "BAD"),

@@ -1,8 +1,12 @@
 """simplify: all passes until nothing changes; a wrong rewrite is found, undone and named; what each pass brings."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -13,7 +17,7 @@ from hasten.measure import beside
 from hasten.passes import order_nodes
 from hasten.runtimes import Target
 from hasten.simplify import Simplified, passes
-from tests.conftest import model_of, operators
+from tests.conftest import model_of, operators, proto_of
 
 
 @pytest.fixture
@@ -157,3 +161,48 @@ def test_the_verb_writes_the_file_and_the_table(model, tmp_path, capsys):
 def test_simplified_is_plain_json(model):
     found = simplify.simplify(model, passes())
     assert isinstance(found, Simplified) and json.dumps(found.to_json())
+
+
+WEIGHTS = 8
+SIZE = 1448
+"""Weights of 8 MiB: 64 MiB in all."""
+
+MEASURED = """
+import sys, threading, time
+from hasten.doors.onnx import load_onnx
+from hasten.simplify import passes, simplify
+
+def held():  # bytes of the process that are no file's
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
+
+def watch():
+    while watching:
+        most.append(held())
+        time.sleep(0.001)
+
+model = load_onnx(sys.argv[1], check=False)
+simplify(model, passes(), checked=False)  # imports what it needs
+before, watching, most = held(), True, []
+thread = threading.Thread(target=watch)
+thread.start()
+simplify(model, passes(), checked=False).model.save(sys.argv[2])
+watching = False
+thread.join()
+print(max(most) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from Linux's /proc")
+@pytest.mark.parametrize("external", [True, False])
+def test_weights_are_never_copied_as_a_whole(tmp_path, external):
+    lines = [f"m{i} = MatMul ({f'x{i}' if i else 'x'}, w{i}) d{i} = Identity (m{i}) x{i + 1} = Relu (d{i})" for i in range(WEIGHTS)]
+    proto = proto_of(f"g (float[N, {SIZE}] x) => (float[N, {SIZE}] x{WEIGHTS}) {{ {' '.join(lines)} }}")
+    numbers = np.random.default_rng(0)
+    for i in range(WEIGHTS):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers.random((SIZE, SIZE), np.float32), f"w{i}"))
+    onnx.save(proto, tmp_path / "a.onnx", save_as_external_data=external, location="a.data")
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "a.onnx"), str(tmp_path / "b.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (tmp_path / "b.onnx").stat().st_size > WEIGHTS * SIZE * SIZE * 4
+    assert int(done.stdout) < WEIGHTS * SIZE * SIZE * 4 * 0.75

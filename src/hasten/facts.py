@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from hasten.errors import BadInput
 from hasten.model import Model
 from hasten.own_operators import PACKED, is_packed, weight_shape
+from hasten.shapes import infer_anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,13 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
 
     Raises BadInput for a name that no axis has.
     """
-    edited = at_sizes(model, sizes, batch)
-    rows = tuple(_row(node) for node in edited.graph if node.op_type != "Constant")
+    return facts_of(at_sizes(model, sizes, batch))
+
+
+def facts_of(sized: Sized) -> Facts:
+    """Facts of a graph at the sizes that it has."""
+    edited = sized.model
+    rows = tuple(_row(node, sized) for node in edited.graph if node.op_type != "Constant")
     constants = [node.outputs[0] for node in edited.graph if node.op_type == "Constant"]
     weights = [t for v in [*edited.graph.initializers.values(), *constants] if (t := _weight(v)) is not None]
     return Facts(
@@ -71,89 +76,75 @@ def facts(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) 
     )
 
 
-def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> ir.Model:
-    """A clone with all shapes at these sizes: the first axis of every input at `batch`, other dynamic axes at `sizes[name]`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sized:
+    """A graph whose dynamic axes have these sizes, by name."""
+
+    model: ir.Model
+    axes: Mapping[str, int]
+    _bytes: dict[ir.Value, int | None] = dataclasses.field(default_factory=dict, init=False)
+
+    def dims(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
+        """Sizes, names of axes that have none, None for what is unknown."""
+        if value.shape is None:
+            return None
+        return tuple(d if isinstance(d, int) else self.axes.get(d.value or "", d.value) for d in value.shape)
+
+    def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The shape where every size is known."""
+        dims = self.dims(value) if value is not None else None
+        return None if dims is None or not all(isinstance(d, int) for d in dims) else dims  # type: ignore[return-value]
+
+    def bytes(self, value: ir.Value) -> int | None:
+        """Bytes of a value, None where its shape or type is unknown."""
+        if value not in self._bytes:
+            shape = self.shape(value)
+            self._bytes[value] = None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8
+        return self._bytes[value]
+
+
+def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 1) -> Sized:
+    """The graph with the first axis of every input at `batch`, other dynamic axes at `sizes[name]`: itself where the names of axes say all, else a
+    clone whose shapes are inferred anew.
 
     Raises BadInput for a name that no axis has.
     """
     names = sorted({d for p in model.inputs for d in p.shape if isinstance(d, str)})
     if unknown := sorted(set(sizes or {}) - set(names)):
         raise BadInput(f"the model has no dynamic axis {unknown[0]!r}; it has {', '.join(names) or 'none'}")
-    edited = model.edit()
-    for value in edited.graph.inputs:
+    fixed = [
+        [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(p.shape)]
+        for p in model.inputs
+    ]
+    asked = {(name, size) for p, shape in zip(model.inputs, fixed, strict=True) for name, size in zip(p.shape, shape, strict=True)}
+    axes = {name: size for name, size in asked if isinstance(name, str)}
+    if len(axes) == sum(not isinstance(name, int) for name, _ in asked) and _only_named(model.ir.graph, axes):
+        return Sized(model.ir, {name: size for name, size in axes.items() if isinstance(size, int)})
+    edited = model.ir.clone()
+    for value, shape in zip(edited.graph.inputs, fixed, strict=True):
         if value.shape is not None:
-            fixed = [d if isinstance(d, int) else (sizes or {}).get(str(d), batch if i == 0 else d) for i, d in enumerate(value.shape)]
-            value.shape = ir.Shape(fixed)
-    _infer(edited)
-    return edited
+            value.shape = ir.Shape(shape)
+    infer_anew(edited)
+    return Sized(edited, {})
 
 
-FUSED = ("MultiHeadAttention", "SkipLayerNormalization")
-"""Operators of onnxruntime's, which onnx can't infer: what they write (but for means) has the shape of their first input."""
-
-SMALL = 1024
-"""Bytes of a weight whose values shape inference may want: shapes, axes, sizes. Others it sees as inputs."""
-
-
-def _infer(edited: ir.Model) -> None:
-    """Shapes and types of the main graph's values, anew. As onnx_ir's ShapeInferencePass, but they are read from onnx's answer itself, which
-    is not made a graph first: with 10,000 nodes that is most of the time."""
-    graph = edited.graph
-    for value in (*(o for node in graph for o in node.outputs), *graph.outputs):
-        value.shape = None
-    inputs = len(graph.inputs)
-    large = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > SMALL]
-    for value in large:
-        del graph.initializers[value.name or ""]
-        graph.inputs.append(value)
-    try:
-        proto = ir.to_proto(edited)
-        _tell_fused(proto)
-    finally:
-        del graph.inputs[inputs:]
-        for value in large:
-            graph.register_initializer(value)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return  # onnx can't infer this graph, or it is above 2 GB: the shapes stay unknown and are counted as such
-    found = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output) if v.type.HasField("tensor_type")}
-    for node in graph:
-        for output in node.outputs:
-            known = found.get(output.name or "")
-            if known is not None and known.HasField("shape"):
-                output.shape = ir.Shape([d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in known.shape.dim])
-            if known is not None and known.elem_type:
-                output.type = ir.TensorType(ir.DataType(known.elem_type))
+def _only_named(graph: ir.Graph, names: Container[str]) -> bool:
+    """Whether every size in the graph is a number or has one of these names."""
+    shapes = [o.shape for node in graph for o in node.outputs if o.name]
+    return all(shape is not None and all(isinstance(d, int) or d.value in names for d in shape) for shape in shapes)
 
 
-def _tell_fused(proto: onnx.ModelProto) -> None:
-    """Put an Identity in place of each output of a FUSED operator: for the shapes it is the same."""
-    nodes = []
-    for node in proto.graph.node:
-        if node.domain == "com.microsoft" and node.op_type in FUSED:
-            written = [name for index, name in enumerate(node.output) if index in (0, 3) and name]
-            nodes += [onnx.helper.make_node("Identity", [node.input[0]], [name]) for name in written]
-        else:
-            nodes.append(node)
-    if len(nodes) != len(proto.graph.node) or any(n.domain == "com.microsoft" for n in proto.graph.node):
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-
-
-def _row(node: ir.Node) -> Row:
+def _row(node: ir.Node, sized: Sized) -> Row:
     weights = [t for v in node.inputs if v is not None and (t := _weight(v)) is not None]
     weight_bytes = sum(t.nbytes for t in weights)
-    moved = [bytes_of(v) for v in [*node.inputs, *node.outputs] if v is not None and v.name and _weight(v) is None]
-    output = node.outputs[0]
-    shape = None if output.shape is None else tuple(d if isinstance(d, int) else d.value for d in output.shape)
+    moved = [sized.bytes(v) for v in [*node.inputs, *node.outputs] if v is not None and v.name and _weight(v) is None]
     big = max(weights, key=lambda t: t.size, default=None)
     bits = big.dtype.bitwidth if big is not None and node.op_type in MATRIX else None
     return Row(
         node.name or "",
         node.op_type,
-        shape,
-        _macs(node),
+        sized.dims(node.outputs[0]),
+        _macs(node, sized),
         weight_bytes,
         None if None in moved else sum(m or 0 for m in moved),
         PACKED[node.op_type] if is_packed(node) else bits,
@@ -176,22 +167,22 @@ def _weight(value: ir.Value) -> ir.TensorProtocol | None:
     return None
 
 
-def _macs(node: ir.Node) -> int | None:
+def _macs(node: ir.Node, sized: Sized) -> int | None:
     """Multiply-accumulates by the operator's definition; 0 for what multiplies nothing by weights or by another matrix."""
     if is_packed(node):
-        made = _shape(node.outputs[0])
+        made = sized.shape(node.outputs[0])
         return None if made is None else math.prod(made) * math.prod(weight_shape(node)[1:])
     if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
         # Q Kᵀ, then the weights times V: queries (B, S, h·d), keys and values (B, L, h·d).
-        queries, keys, values = (_shape(v) for v in [*node.inputs, None, None][:3])
+        queries, keys, values = (sized.shape(v) for v in [*node.inputs, None, None][:3])
         if queries is None or keys is None or values is None or not len(queries) == len(keys) == len(values) == 3:
             return None
         return math.prod(queries[:2]) * keys[1] * (queries[2] + values[2])
     if node.op_type not in MATRIX:
         return 0
-    output = _shape(node.outputs[0])
-    weight = _shape(node.inputs[3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1])
-    source = _shape(node.inputs[0])
+    output = sized.shape(node.outputs[0])
+    weight = sized.shape(node.inputs[3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1])
+    source = sized.shape(node.inputs[0])
     if output is None or weight is None or source is None:
         return None
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
@@ -211,15 +202,3 @@ def _packed_away(edited: ir.Model) -> int:
     """How many more weights there are than bytes that hold them, in the packed layers."""
     layers = [(node, node.inputs[1]) for node in edited.graph if is_packed(node)]
     return sum(math.prod(weight_shape(n)) - v.const_value.size for n, v in layers if v is not None and v.const_value is not None)
-
-
-def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
-        return None
-    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
-
-
-def bytes_of(value: ir.Value) -> int | None:
-    """Bytes of a value, None where its shape or type is unknown."""
-    shape = _shape(value)
-    return None if shape is None or value.dtype is None else math.prod(shape) * value.dtype.bitwidth // 8

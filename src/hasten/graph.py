@@ -6,16 +6,19 @@ import contextlib
 import contextvars
 import copy
 import dataclasses
+import functools
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from hasten.model import Model, Skip, Step, all_nodes
+from hasten.model import OPSET, Model, Skip, Step, all_graphs, all_nodes
+from hasten.shapes import infer, infer_missing
 
 Array = NDArray[Any]
 
@@ -63,21 +66,28 @@ def rewrote(name: str) -> None:
         here.done.append(name)
 
 
-def asking(rules: Any) -> Any:
-    """An onnxscript RewriteRuleSet whose rules ask `may_rewrite` before they change something."""
+def apply_rules(edited: ir.Model, rules: Any, where: Callable[[ir.Node], bool]) -> int:
+    """Apply an onnxscript RewriteRuleSet, whose rules ask `may_rewrite` before they change something; how many did.
+
+    where: a look at a node that costs less than a match, and tells most nodes at which there can be none.
+    """
     from onnxscript.rewriter import RewriteRuleSet
+
+    bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+    if not any(where(node) for body in bodies for node in all_nodes(body)):
+        return 0
 
     def asked(rule: Any) -> Any:
         made, attempt = copy.copy(rule), rule.try_rewrite
 
-        def try_rewrite(model: ir.Model, where: ir.Graph | ir.Function, node: ir.Node, **more: Any) -> Any:
-            delta = attempt(model, where, node, **more)
+        def try_rewrite(model: ir.Model, graph: ir.Graph | ir.Function, node: ir.Node, **more: Any) -> Any:
+            delta = attempt(model, graph, node, **more) if where(node) else None
             return delta if delta is not None and may_rewrite(node) else None
 
         made.try_rewrite = try_rewrite
         return made
 
-    return RewriteRuleSet([asked(rule) for rule in rules])
+    return int(RewriteRuleSet([asked(rule) for rule in rules]).apply_to_model(edited))
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -141,21 +151,70 @@ def remove_unused(edited: ir.Model) -> None:
     """Remove nodes and initializers that nothing reads, until there are none. What a removed subgraph read counts as unread."""
     removed = True
     while removed:
-        removed = bool(RemoveUnusedNodesPass()(edited).modified)
-        graphs = list(edited.graphs())
-        bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
-        live = {node for body in bodies for node in all_nodes(body)}
+        RemoveUnusedNodesPass()(edited)
+        removed = False
+        graphs = dict.fromkeys(all_graphs(edited))
         for graph in graphs:
             for value in [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]:
-                for reader, index in [use for use in value.uses() if use.node not in live]:
+                for reader, index in [use for use in value.uses() if use.node.graph not in graphs]:
                     reader.replace_input_with(index, None)
                     removed = True
                 if value.is_initializer() and not value.uses() and not value.is_graph_input() and not value.is_graph_output():
                     del graph.initializers[value.name or ""]
 
 
+def begin(model: Model) -> ir.Model:
+    """What a pass works on: `model.edit()`, without what nothing reads."""
+    edited = model.edit()
+    bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+    if any(_has_unused(body) for body in bodies):
+        remove_unused(edited)
+    return edited
+
+
+def _has_unused(body: ir.Graph | ir.Function) -> bool:
+    """Whether `remove_unused` would find something to do: nodes, weights, optional inputs and outputs that nothing reads."""
+    initializers = body.initializers.values() if isinstance(body, ir.Graph) else ()
+    if any(not v.uses() and not v.is_graph_input() and not v.is_graph_output() for v in initializers):
+        return True
+    for node in all_nodes(body):
+        read = [bool(o.uses()) or o.is_graph_output() for o in node.outputs]
+        if not any(read) or (not all(read) and any(not read[i] and node.outputs[i].name for i in _optional_outputs(node) if i < len(read))):
+            return True
+        if node.inputs and node.inputs[-1] is None:
+            return True
+    return False
+
+
+def lift_constants(edited: ir.Model) -> int:
+    """Make initializers of the Constant nodes; of how many."""
+    constants = [node for node in all_nodes(edited.graph) if node.op_type == "Constant"]
+    if constants:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
+    return sum(node.graph is None for node in constants)
+
+
+def _optional_outputs(node: ir.Node) -> frozenset[int]:
+    return _optional(node.op_type) if node.domain == "" else frozenset()
+
+
+@functools.cache
+def _optional(operator: str) -> frozenset[int]:
+    """Which outputs ONNX's operator need not have."""
+    if not onnx.defs.has(operator, max_inclusive_version=OPSET, domain=""):
+        return frozenset()
+    outputs = onnx.defs.get_schema(operator, OPSET, domain="").outputs
+    return frozenset(i for i, o in enumerate(outputs) if o.option == onnx.defs.OpSchema.FormalParameterOption.Optional)
+
+
+def settle(edited: ir.Model) -> None:
+    """After rewrites that keep what every value holds: what nothing reads is removed; shapes that are known stay, the others are inferred."""
+    remove_unused(edited)
+    infer_missing(edited)
+
+
 def finish(model: Model, edited: ir.Model, settings: Any, name: str, changed: int, skipped: list[Skip]) -> Model:
     """The model after a technique: what nothing reads is removed, types and shapes are inferred again, the step is in the history."""
     remove_unused(edited)
-    edited = ShapeInferencePass(strict_mode=False, data_prop=True)(edited).model
+    infer(edited)
     return model.then(edited, Step(name, dataclasses.asdict(settings), changed, tuple(skipped)))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from hasten.facts import at_sizes, bytes_of
+from hasten.facts import Sized, at_sizes
 from hasten.model import Model
+from hasten.shapes import read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +37,19 @@ def peak(model: Model, batch: int = 1) -> Peak:
 class Flow:
     """Nodes by number, values by number: who makes and who reads which, and how large it is."""
 
-    def __init__(self, model: ir.Model) -> None:
-        """`model` has its shapes, as `facts.at_sizes` makes them."""
-        graph = model.graph
-        self.nodes = tuple(graph)
+    def __init__(self, sized: Sized, nodes: Sequence[ir.Node] | None = None) -> None:
+        """nodes: those of the main graph in another order than its own."""
+        graph = sized.model.graph
+        self.nodes = tuple(graph if nodes is None else nodes)
         made = {id(o): i for i, node in enumerate(self.nodes) for o in node.outputs}
         values = [*graph.inputs, *(o for node in self.nodes for o in node.outputs if o.name)]
         number = {id(v): i for i, v in enumerate(values)}
-        sizes = [bytes_of(v) for v in values]
+        sizes = [sized.bytes(v) for v in values]
         self.unknown = sum(s is None for s in sizes)
         self.sizes = [s or 0 for s in sizes]
         self.maker = [made.get(id(v), -1) for v in values]
         self.writes = [[number[id(o)] for o in node.outputs if o.name] for node in self.nodes]
-        self.reads = [sorted({number[id(v)] for v in _read(node) if id(v) in number}) for node in self.nodes]
+        self.reads = [sorted({number[id(v)] for v in read(node) if id(v) in number}) for node in self.nodes]
         self.kept = {number[id(v)] for v in graph.outputs if id(v) in number}
         self.readers: list[list[int]] = [[] for _ in values]
         for i, reads in enumerate(self.reads):
@@ -146,14 +147,3 @@ def better_order(flow: Flow) -> list[int] | None:
     present = flow.peak(range(len(flow.nodes)))[0]
     found = min((order(flow) for order in ORDERS), key=lambda order: flow.peak(order)[0], default=None)
     return found if found is not None and flow.peak(found)[0] < present else None
-
-
-def _read(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, and the nodes in its subgraphs from outside."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        graphs += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            found += [v for inner in graph for v in _read(inner)] + list(graph.outputs)
-    return found

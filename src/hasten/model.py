@@ -17,6 +17,7 @@ import onnx_ir as ir
 from hasten.errors import BadInput
 from hasten.history import Skip as Skip
 from hasten.history import Step as Step
+from hasten.onnx_file import pieces
 
 OPSET = 21
 """The one opset inside the house; the doors lift every model to it."""
@@ -25,6 +26,9 @@ IR_VERSION = 10
 """The ONNX IR version that goes with opset 21; written explicitly, because the libraries' defaults are newer than some runtimes read."""
 
 HISTORY_KEY = "hasten.history"
+LARGEST = (1 << 31) - 1
+"""Bytes of an ONNX file at most."""
+
 EXTERNAL_ABOVE = 1_500_000_000
 """Weights above this many bytes go into `<name>.data` beside the file: protobuf ends at 2 GiB."""
 
@@ -103,8 +107,12 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """The ONNX file, history inside; the same model gives the same bytes. Raises ValueError above 2 GiB: use `save`."""
-        proto = ir.to_proto(_with_history(self.ir.clone(), self.history))
-        return proto.SerializeToString(deterministic=True)
+        if self.weight_bytes > LARGEST:
+            raise ValueError(f"the weights take {self.weight_bytes} bytes, one ONNX file {LARGEST} at most; write it with `save`")
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        return pieces(_with_history(self.ir.clone(), self.history))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ONNX file atomically; above 1.5 GB of weights they go to `<name>.data` beside it."""
@@ -115,7 +123,8 @@ class Model:
                 ir.save(_with_history(self.ir.clone(), self.history), written, external_data=f"{target.name}.data")
                 os.replace(f"{written}.data", f"{target}.data")
             else:
-                written.write_bytes(self.to_bytes())
+                with written.open("wb") as file:
+                    file.writelines(self._pieces())
             os.replace(written, target)
 
     @staticmethod
@@ -141,7 +150,36 @@ def read_history(model: ir.Model) -> tuple[Step, ...]:
 
 def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     """Every node, subgraphs included, in graph order."""
-    yield from ir.traversal.RecursiveGraphIterator(graph)
+    for node in graph:
+        yield node
+        for subgraph in subgraphs(node):
+            yield from all_nodes(subgraph)
+
+
+CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+"""ONNX's operators with graphs in their attributes."""
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's attributes."""
+    found: list[ir.Graph] = []
+    if node.domain == "" and node.op_type not in CONTROL_FLOW:
+        return found
+    for attribute in node.attributes.data.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, those of the functions, and every subgraph."""
+    bodies = [model.graph, *(f.graph for f in model.functions.values())]
+    yield from bodies
+    for body in bodies:
+        for node in all_nodes(body):
+            yield from subgraphs(node)
 
 
 def _with_history(model: ir.Model, history: tuple[Step, ...]) -> ir.Model:

@@ -6,16 +6,17 @@ stays one of its own values; where that forbids to leave a node out, the node be
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from hasten.graph import Array, must_leave, remove_unused, rewrote
+from hasten.graph import Array, must_leave, rewrote, settle
 from hasten.model import all_nodes
 from hasten.own_operators import DOMAIN
+from hasten.shapes import better
 
 Dims = tuple[int | str | None, ...]
 """A shape: whole numbers, names of dynamic axes, None where nothing is known."""
@@ -27,11 +28,15 @@ class Edit:
     def __init__(self, model: ir.Model):
         self.model = model
         self._in_functions = {id(f.graph) for f in model.functions.values()}
-        self._names: set[str | None] = set()
-        for graph in model.graphs():
-            self._names |= {v.name for v in graph.inputs} | set(graph.initializers)
+
+    @functools.cached_property
+    def _names(self) -> set[str | None]:
+        names: set[str | None] = set()
+        for graph in self.model.graphs():
+            names |= {v.name for v in graph.inputs} | set(graph.initializers)
             for node in graph:
-                self._names |= {node.name, *(o.name for o in node.outputs)}
+                names |= {node.name, *(o.name for o in node.outputs)}
+        return names
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of the main graph, the subgraphs and the local functions but hasten's own, whose bodies runtimes know by their form."""
@@ -46,10 +51,11 @@ class Edit:
         while changed:
             changed = False
             for node in list(self.nodes()):
-                if node.graph is None or not plain(node) or must_leave(node):
+                here = rules.get(node.op_type)
+                if here is None or node.graph is None or not plain(node) or must_leave(node):
                     continue
                 name = node.name or ""
-                for rule in rules.get(node.op_type, ()):
+                for rule in here:
                     if rule(node, self):
                         total, changed = total + 1, True
                         rewrote(name)
@@ -104,7 +110,7 @@ class Edit:
         if old.is_graph_output() and (new.is_graph_input() or new.is_initializer() or new.is_graph_output() or new.graph is not node.graph):
             return self._identity(node, old, new)
         if not (new.is_graph_input() or new.is_initializer()):
-            new.shape = _merged(new.shape, old.shape, prefer_old=old.is_graph_output())
+            new.shape = better(old.shape, new.shape) if old.is_graph_output() else better(new.shape, old.shape)
         if new.type is None:
             new.type = old.type
         output = old.is_graph_output()
@@ -133,13 +139,11 @@ Rule = Callable[[ir.Node, Edit], bool]
 
 
 def rewrite(model: ir.Model, rules: Mapping[str, Sequence[Rule]]) -> int:
-    """Apply the rules to all of the model until nothing changes, shapes inferred anew in between; how many did."""
+    """Apply the rules to all of the model until nothing changes, shapes inferred in between; how many did."""
     total = 0
-    remove_unused(model)
     while changed := Edit(model).sweep(rules):
         total += changed
-        remove_unused(model)
-        ShapeInferencePass(strict_mode=False, data_prop=True)(model)
+        settle(model)
     return total
 
 
@@ -201,14 +205,3 @@ def keeps_shape(value: ir.Value | None, array: Array) -> bool:
 def only_reader(value: ir.Value | None) -> bool:
     """Whether one node alone reads the value, and no graph's output does."""
     return value is not None and len(tuple(value.uses())) == 1 and not value.is_graph_output()
-
-
-def _merged(new: ir.Shape | None, old: ir.Shape | None, prefer_old: bool) -> ir.Shape | None:
-    """What is known of one shape from two: sizes before names, names before nothing."""
-    if new is None or old is None or len(new) != len(old):
-        return old if new is None or (prefer_old and old is not None) else new
-    first, second = (old, new) if prefer_old else (new, old)
-    best = []
-    for a, b in zip(first, second, strict=True):
-        best.append(a if isinstance(a, int) else b if isinstance(b, int) or a.value is None else a)
-    return ir.Shape(best)

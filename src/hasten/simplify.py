@@ -6,20 +6,25 @@ rewrites are bisected: the guilty one is undone and named, and the run goes on w
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import onnx_ir as ir
 
 from hasten import check, plan, runtimes
 from hasten.errors import BadInput, CheckFailed, OutOfResources
-from hasten.facts import facts
+from hasten.facts import at_sizes, facts_of
 from hasten.graph import Array, rewrites
-from hasten.memory import peak
+from hasten.memory import Flow
 from hasten.model import Model, all_nodes
 from hasten.plan import Effect
 from hasten.runtimes import Target
+from hasten.shapes import infer_missing
 from hasten.voice import voice
 
 ROUNDS = 6
@@ -63,8 +68,10 @@ class Size:
 
     @staticmethod
     def of(model: Model) -> Size:
-        known = facts(model)
-        return Size(sum(1 for _ in all_nodes(model.ir.graph)), known.macs, known.weight_bytes, known.activation_bytes, peak(model).bytes)
+        sized = at_sizes(model)
+        known, flow = facts_of(sized), Flow(sized)
+        most, _ = flow.peak(range(len(flow.nodes)))
+        return Size(sum(1 for _ in all_nodes(model.ir.graph)), known.macs, known.weight_bytes, known.activation_bytes, most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,60 +133,106 @@ def simplify(
     model: Model, rows: Sequence[plan.Row], feeds: Sequence[Mapping[str, Array]] | None = None, checked: bool = True
 ) -> Simplified:
     """Run the passes until none changes anything. feeds: real inputs that each pass is checked on too. `checked` False: nothing is checked."""
-    before = model
-    trace: dict[str, list[tuple[int, Model]]] = {}
+    with contextlib.nullcontext() if checked else _uncollected():
+        return _simplify(model, rows, feeds, checked)
+
+
+def _simplify(model: Model, rows: Sequence[plan.Row], feeds: Sequence[Mapping[str, Array]] | None, checked: bool) -> Simplified:
+    """A pass that ran on the present graph and changed nothing does not run again before another one changes it."""
+    before = Size.of(model)
+    after: dict[str, Size] = {}
+    changed: collections.Counter[str] = collections.Counter()
     undone: dict[str, dict[str, str]] = {row.name: {} for row in rows}
-    spent = [0.0, 0.0]
+    start = time.perf_counter()
+    bench = _Bench(model, checked)
+    spent = [time.perf_counter() - start, 0.0]
+    settled: dict[str, Model] = {}
     for number in range(ROUNDS):
-        start_of_round = model.structure
-        for row in rows:
-            voice().step(f"simplify, round {number + 1}: {row.verb}", rows.index(row), len(rows))
-            before_it = len(undone[row.name])
-            made = _pass(row, model, feeds, checked, undone[row.name], spent)
-            if made is not model or len(undone[row.name]) > before_it:
-                trace.setdefault(row.name, []).append((made.history[-1].changed if made is not model else 0, made))
-            model = made
-        if model.structure == start_of_round:
+        for index, row in enumerate(rows):
+            if settled.get(row.name) is bench.model:
+                continue
+            voice().step(f"simplify, round {number + 1}: {row.verb}", index, len(rows))
+            given, undone_before = bench.model, len(undone[row.name])
+            _pass(row, bench, feeds, undone[row.name], spent)
+            if bench.model is given:
+                settled[row.name] = given
+            else:
+                changed[row.name] += bench.model.history[-1].changed
+            if row.name not in after and (bench.model is not given or len(undone[row.name]) > undone_before):
+                after[row.name] = Size.of(bench.model)
+        if all(settled.get(row.name) is bench.model for row in rows):
             break
     voice().step("simplify", len(rows), len(rows))
-    verdicts = tuple(
-        Verdict(name, sum(changed for changed, _ in runs), Size.of(runs[0][1]), tuple(undone[name].items())) for name, runs in trace.items()
-    )
-    return Simplified(model, verdicts, Size.of(before), Size.of(model), spent[0], spent[1], checked)
+    verdicts = tuple(Verdict(name, changed[name], size, tuple(undone[name].items())) for name, size in after.items())
+    return Simplified(bench.model, verdicts, before, Size.of(bench.model), spent[0], spent[1], checked)
 
 
-def _pass(
-    row: plan.Row,
-    model: Model,
-    feeds: Sequence[Mapping[str, Array]] | None,
-    checked: bool,
-    undone: dict[str, str],
-    spent: list[float],
-) -> Model:
-    """The model after one pass, itself if it changed nothing. `undone`: nodes that it must leave alone, with what was wrong there; what is found to
-    be wrong is added, under the pass's own name where it is wrong whatever it leaves alone."""
-    settings = plan.make_settings(row.name, {})
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within this block Python does not look for garbage in cycles. A graph is one large cycle and no garbage; to look through it again and again
+    takes longer than the passes."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+class _Own(Model):
+    """A model whose graph nobody else holds, so a pass may work on it without a clone."""
+
+    def edit(self) -> ir.Model:
+        return self.ir
+
+
+class _Bench:
+    """What the passes work on: the model so far, and a clone to try the next pass on, which serves until a pass changes it.
+
+    Unchecked it serves then, too: nobody wants the graph before.
+    """
+
+    def __init__(self, model: Model, checked: bool):
+        self.model, self.checked = model, checked
+        self._draft: ir.Model | None = model.edit()
+        infer_missing(self._draft)
+
+    def attempt(self, row: plan.Row, without: Sequence[str]) -> tuple[Model, list[str]]:
+        """What the pass makes of the model, itself if nothing, and the nodes that it rewrote at, those of `without` left alone."""
+        draft = self._draft if self._draft is not None else self.model.edit()
+        with rewrites(without) as found:
+            made = row.apply(_Own(draft, self.model.history), plan.make_settings(row.name, {}), None)
+        unchanged = not made.history[-1].changed
+        self._draft = draft if unchanged else None if self.checked else made.ir
+        return self.model if unchanged else made, found.done
+
+
+def _pass(row: plan.Row, bench: _Bench, feeds: Sequence[Mapping[str, Array]] | None, undone: dict[str, str], spent: list[float]) -> None:
+    """Run one pass; the bench's model stays itself if that changed nothing. `undone`: nodes that it must leave alone, with what was wrong there;
+    what is found to be wrong is added, under the pass's own name where it is wrong whatever it leaves alone."""
+    model = bench.model
 
     def attempt(without: Sequence[str]) -> tuple[Model, list[str]]:
         start = time.perf_counter()
-        with rewrites(without) as found:
-            made = row.apply(model, settings, None)
-        spent[0] += time.perf_counter() - start
-        return (made if made.structure != model.structure or made.history[-1].changed else model), found.done
+        try:
+            return bench.attempt(row, without)
+        finally:
+            spent[0] += time.perf_counter() - start
 
     if row.verb in undone:
-        return model
+        return
     made, done = attempt(tuple(undone))
-    while checked and made is not model and (wrong := _wrong(row, model, made, feeds, spent)):
+    while bench.checked and made is not model and (wrong := _wrong(row, model, made, feeds, spent)):
         culprit = _culprit(done, lambda without: _wrong(row, model, attempt((*undone, *without))[0], feeds, spent))
         if culprit is None or len(undone) == MOST_UNDONE:
             voice().say(f"{row.verb} is undone as a whole: {wrong}")
             undone[row.verb] = wrong
-            return model
+            return
         undone[culprit] = wrong
         voice().say(f"{row.verb}: what it did at {culprit} is undone: {wrong}")
         made, done = attempt(tuple(undone))
-    return made
+    bench.model = made
 
 
 def _wrong(row: plan.Row, before: Model, after: Model, feeds: Sequence[Mapping[str, Array]] | None, spent: list[float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import lzma
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass, ShapeInferencePass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveInitializersFromInputsPass
 
 from hasten import packed
 from hasten.errors import BadInput, HastenError, Unsupported
 from hasten.model import HISTORY_KEY, IR_VERSION, OPSET, Model, all_nodes, read_history
+from hasten.shapes import infer
 
 OLDEST_OPSET = 7
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "hasten")
@@ -40,13 +42,14 @@ def load_onnx(path: str | os.PathLike[str], shapes: Mapping[str, int] | None = N
     if file.stat().st_size == 0:
         raise BadInput(f"{file} is empty; expected an ONNX file")
     data = _unpacked(file)
-    if file.suffix == packed.SUFFIX or data.startswith(packed.MAGIC):
-        return _from_packed(file, data, shapes, check)
+    if file.suffix == packed.SUFFIX or data[: len(packed.MAGIC)] == packed.MAGIC:
+        return _from_packed(file, bytes(data), shapes, check)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except (DecodeError, ValueError) as e:
         raise BadInput(f"{file} can't be read as ONNX ({e}): it is cut off or another format; export or copy it again") from e
+    del data
     return from_proto(proto, file.parent, shapes, check)
 
 
@@ -87,18 +90,19 @@ def from_proto(proto: onnx.ModelProto, base: Path | None = None, shapes: Mapping
     if shapes:
         _fix_axes(model, shapes)
     if check:
-        model = _with_shapes(model)
+        infer(model)
     model.ir_version = IR_VERSION
     model.metadata_props.pop(HISTORY_KEY, None)
     _freeze(model)
     return Model(model, history)
 
 
-def _unpacked(file: Path) -> bytes:
-    """The bytes of the ONNX file; a compressed one is unpacked up to a limit."""
+def _unpacked(file: Path) -> bytes | memoryview:
+    """The bytes of the ONNX file, mapped; a compressed one is unpacked up to a limit."""
     openers: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
     if file.suffix not in openers:
-        return file.read_bytes()
+        with file.open("rb") as plain:
+            return memoryview(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         with openers[file.suffix](file, "rb") as f:
             data: bytes = f.read(UNPACKED_LIMIT + 1)
@@ -283,10 +287,6 @@ def _fix_axes(model: ir.Model, shapes: Mapping[str, int]) -> None:
         for value in node.outputs:
             if value.shape is not None and value not in model.graph.outputs:
                 value.shape = None
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    return ShapeInferencePass(strict_mode=False, data_prop=True)(model).model
 
 
 def _freeze(model: ir.Model) -> None:

@@ -13,10 +13,10 @@ import dataclasses
 import hashlib
 
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
-from hasten.graph import finish, remove_unused
-from hasten.model import OPSET, Model, all_nodes
+from hasten.graph import begin, lift_constants, settle
+from hasten.model import OPSET, Model, Step, all_nodes
 from hasten.rewrite import Edit, become
 from hasten.task import BoundTask
 
@@ -40,19 +40,25 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
 
     Float vectors stay apart: in a model that is to be trained biases, scales and running statistics are alike before the first step only.
     """
-    edited = model.edit()
-    before = sum(1 for _ in all_nodes(edited.graph)) + len(edited.graph.initializers)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
+    before = _size(model.ir.graph)
+    edited = begin(model)
+    lifted = lift_constants(edited)
     edit = Edit(edited)
     _leave_out(edit)
     _merge_weights(edited.graph)
     _merge_nodes(edited.graph, edit, {})
     _leave_out(edit)
-    remove_unused(edited)
+    if before != _size(edited.graph) or lifted:
+        settle(edited)
     RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
-    changed = before - sum(1 for _ in all_nodes(edited.graph)) - len(edited.graph.initializers)
-    return finish(model, edited, settings, "cleanup", changed, [])
+    changed = before - _size(edited.graph) + lifted
+    return model.then(edited, Step("cleanup", dataclasses.asdict(settings), changed))
+
+
+def _size(graph: ir.Graph) -> int:
+    """Nodes and weights."""
+    return sum(1 for _ in all_nodes(graph)) + len(graph.initializers)
 
 
 def _leave_out(edit: Edit) -> None:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from hasten.graph import asking, finish
-from hasten.model import Model
+import onnx_ir as ir
+
+from hasten.graph import apply_rules, begin, settle
+from hasten.model import Model, Step
+from hasten.rewrite import made_by
 from hasten.task import BoundTask
+
+CLIPS = ("Relu", "Clip")
+CONVOLUTIONS = ("Conv", "ConvInteger")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +28,18 @@ def fold_activations(model: Model, settings: FoldActivations, task: BoundTask | 
     """Apply onnxscript's rules for Relu∘Relu, Clip∘Clip, Relu∘Clip, Clip∘Relu and Conv∘Pad until nothing changes."""
     from onnxscript.rewriter.rules.common import _fuse_pad_into_conv, _fuse_relus_clips
 
-    edited = model.edit()
-    changed = 0
-    for rules in (_fuse_relus_clips.rules, _fuse_pad_into_conv.rules):
-        changed += asking(rules).apply_to_model(edited)
-    return finish(model, edited, settings, "fold_activations", changed, [])
+    edited = begin(model)
+    changed = apply_rules(edited, _fuse_relus_clips.rules, _clips_twice)
+    changed += apply_rules(edited, _fuse_pad_into_conv.rules, _may_pad)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_activations", dataclasses.asdict(settings), changed))
+
+
+def _clips_twice(node: ir.Node) -> bool:
+    return node.op_type in CLIPS and made_by(node.inputs[0], *CLIPS) is not None
+
+
+def _may_pad(node: ir.Node) -> bool:
+    """A convolution behind a Pad; or one whose padding is computed, which the rules write out first."""
+    return node.op_type in CONVOLUTIONS and ("auto_pad" in node.attributes or made_by(node.inputs[0], "Pad") is not None)

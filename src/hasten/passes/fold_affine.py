@@ -14,8 +14,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused, sole_consumer, take_place
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.products import LAYERS, outputs_of
 from hasten.task import BoundTask
@@ -30,8 +30,7 @@ class FoldAffine:
 
 def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> Model:
     """Fold each Add, Sub, Mul and Div with a constant per channel into the Conv, ConvTranspose, Gemm or MatMul of matrices before it."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
     for node in [n for n in all_nodes(edited.graph) if n.op_type in OPERATORS and n.domain == ""]:
@@ -46,7 +45,9 @@ def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> M
             continue
         absorb(node, layer, factor, term)
         changed += 1
-    return finish(model, edited, settings, "fold_affine", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_affine", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _affine(node: ir.Node) -> tuple[ir.Node | None, Array | None, Array | None]:

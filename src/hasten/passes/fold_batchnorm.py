@@ -14,8 +14,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import constant, finish, may_rewrite, remove_unused
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import absorb, refusal
 from hasten.passes.products import LAYERS
@@ -29,8 +29,7 @@ class FoldBatchnorm:
 
 def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None) -> Model:
     """Fold every BatchNormalization into the layer with weights before it; the others are skipped, each with the reason."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
     for norm in [n for n in all_nodes(edited.graph) if n.op_type == "BatchNormalization"]:
@@ -45,7 +44,9 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         absorb(norm, before, factor, beta - factor * mean)
         changed += 1
-    return finish(model, edited, settings, "fold_batchnorm", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_batchnorm", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _refusal(norm: ir.Node, before: ir.Node | None) -> str:

@@ -13,8 +13,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from hasten.graph import constant, finish
-from hasten.model import Model, all_nodes
+from hasten.graph import begin, constant
+from hasten.model import Model, Step, all_nodes
 from hasten.rewrite import Edit, Rule, dims, graph_of, rewrite, same_dims
 from hasten.task import BoundTask
 
@@ -26,9 +26,9 @@ class FoldBranches:
 
 def fold_branches(model: Model, settings: FoldBranches, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
-    edited = model.edit()
+    edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish(model, edited, settings, "fold_branches", changed, [])
+    return model.then(edited, Step("fold_branches", dataclasses.asdict(settings), changed))
 
 
 def _if(node: ir.Node, edit: Edit) -> bool:

@@ -11,12 +11,14 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from hasten.errors import BadInput
-from hasten.graph import asking, finish, may_rewrite, remove_unused
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import begin, constant, lift_constants, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
+from hasten.rewrite import Edit, dims
+from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
 GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "RandomNormal", "RandomUniform")
@@ -35,31 +37,47 @@ class FoldConstants:
 
 
 def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None) -> Model:
-    """Fold with onnxscript's folder and its rule for Reshape's shapes. Batch norm is kept, the model's own functions are not inlined,
+    """Fold with onnxscript's folder, and write what is known of a Reshape's shape. Batch norm is kept, the model's own functions are not inlined,
     generators whose result would be large stay.
     """
     from onnxscript.optimizer import fold_constants as fold
-    from onnxscript.rewriter.rules.common import _materialize_reshape_shape
 
-    edited = model.edit()
-    before = sum(1 for _ in all_nodes(edited.graph))
+    edited = begin(model)
+    before, limit = sum(1 for _ in all_nodes(edited.graph)), max(settings.size_limit, _largest(model))
+
+    def folded() -> bool:
+        def should_fold(node: ir.Node) -> bool | None:
+            return None if _small_enough(node, settings) and may_rewrite(node) else False
+
+        return bool(fold(edited, input_size_limit=limit, output_size_limit=limit, should_fold=should_fold))
+
+    changed = 0
     with _quiet():
-        fold(
-            edited,
-            onnx_shape_inference=True,
-            input_size_limit=max(settings.size_limit, _largest(model)),
-            output_size_limit=max(settings.size_limit, _largest(model)),
-            should_fold=lambda node: None if _small_enough(node, settings) and may_rewrite(node) else False,
-        )
-    asking(_materialize_reshape_shape.rules).apply_to_model(edited)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(edited)
-    remove_unused(edited)
+        while folded():
+            changed += 1
+            infer_missing(edited)
+    edit = Edit(edited)
+    changed += sum(_write_shape(node, edit) for node in list(edit.nodes()) if node.op_type == "Reshape" and node.domain == "")
+    changed += lift_constants(edited)
+    if changed:
+        settle(edited)
+        changed = max(changed, before - sum(1 for _ in all_nodes(edited.graph)))
     skipped = [
         Skip(n.name or n.op_type, f"its result would take {_bytes(n)} bytes in the file, {settings.size_limit} are allowed")
         for n in all_nodes(edited.graph)
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
-    return finish(model, edited, settings, "fold_constants", before - sum(1 for _ in all_nodes(edited.graph)), skipped)
+    return model.then(edited, Step("fold_constants", dataclasses.asdict(settings), changed, tuple(skipped)))
+
+
+def _write_shape(node: ir.Node, edit: Edit) -> bool:
+    """Let a Reshape to a computed shape read a constant where at most one size of the result is unknown."""
+    shape = dims(node.outputs[0])
+    target = [d if isinstance(d, int) else -1 for d in shape or ()]
+    if shape is None or constant(node.inputs[1]) is not None or target.count(-1) > 1 or 0 in target or not may_rewrite(node):
+        return False
+    node.replace_input_with(1, edit.weight(node, f"{node.name or 'reshape'}_shape", np.array(target, np.int64)))
+    return True
 
 
 def _small_enough(node: ir.Node, settings: FoldConstants) -> bool:

@@ -16,8 +16,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.passes.products import LAYERS, bias_behind, bias_of, inputs_of, mixed, own_weights, set_bias, weigh
 from hasten.rewrite import graph_of, keeps_shape, only_reader, plain
 from hasten.task import BoundTask
@@ -32,8 +32,7 @@ class FoldScales:
 
 def fold_scales(model: Model, settings: FoldScales, task: BoundTask | None) -> Model:
     """Fold each Add, Sub, Mul and Div with a constant per channel into the one layer that reads it, until none is left to fold."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
     for layer in [n for n in all_nodes(edited.graph) if n.op_type in LAYERS and plain(n)]:
@@ -47,7 +46,9 @@ def fold_scales(model: Model, settings: FoldScales, task: BoundTask | None) -> M
                 break
             _absorb(layer, scale, *found)
             changed += 1
-    return finish(model, edited, settings, "fold_scales", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fold_scales", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _scale_before(layer: ir.Node) -> ir.Node | None:

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import add_weight, constant, finish, may_rewrite, sole_consumer, take_place, unique_name
-from hasten.model import Model, Skip
+from hasten.graph import add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place, unique_name
+from hasten.model import Model, Skip, Step
 from hasten.passes.layout import View, layout, views
 from hasten.task import BoundTask
 
@@ -55,7 +55,7 @@ class Attention:
 
 def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None) -> Model:
     """Replace every attention and every sum with a layer norm in the main graph; those that do not fit are skipped, each with the reason."""
-    edited = model.edit()
+    edited = begin(model)
     graph = edited.graph
     skipped: list[Skip] = []
     changed = 0
@@ -85,7 +85,9 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
     if changed:
         edited.opset_imports[DOMAIN] = VERSION
         graph.sort()
-    return finish(model, edited, settings, "fuse_attention", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fuse_attention", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 # --- what is attention

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, scalar, sole_consumer, take_place, unique_name
-from hasten.model import Model, Skip
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, scalar, settle, sole_consumer, take_place, unique_name
+from hasten.model import Model, Skip, Step
 from hasten.passes.polynomial import Terms, alike, origins, results, terms
 from hasten.task import BoundTask
 
@@ -50,7 +50,7 @@ class Found:
 
 def fuse_operators(model: Model, settings: FuseOperators, task: BoundTask | None) -> Model:
     """Replace each pattern of PATTERNS in the main graph; one that may not be replaced is skipped with the reason."""
-    edited = model.edit()
+    edited = begin(model)
     skipped: dict[str, Skip] = {}
     changed = 0
     for kinds, pattern in PATTERNS:
@@ -68,7 +68,9 @@ def fuse_operators(model: Model, settings: FuseOperators, task: BoundTask | None
             skipped.pop(name, None)
             _replace(edited.graph, found, inside)
             changed += 1
-    return finish(model, edited, settings, "fuse_operators", changed, list(skipped.values()))
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("fuse_operators", dataclasses.asdict(settings), changed, tuple(skipped.values())))
 
 
 def between(root: ir.Node, sources: Iterable[ir.Value]) -> set[ir.Node]:

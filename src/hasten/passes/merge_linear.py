@@ -16,8 +16,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import add_weight, constant, finish, may_rewrite, remove_unused
-from hasten.model import Model, Skip, all_nodes
+from hasten.graph import add_weight, begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step, all_nodes
 from hasten.passes.products import bias_of, inputs_of, outputs_of, own_weights, set_bias
 from hasten.rewrite import graph_of, only_reader, plain
 from hasten.task import BoundTask
@@ -32,8 +32,7 @@ class MergeLinear:
 
 def merge_linear(model: Model, settings: MergeLinear, task: BoundTask | None) -> Model:
     """Merge each layer into the one before it; what would cost more products is skipped, with the counts."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
     for second in [n for n in all_nodes(edited.graph) if n.op_type in (*PRODUCTS, "Conv") and plain(n)]:
@@ -46,7 +45,9 @@ def merge_linear(model: Model, settings: MergeLinear, task: BoundTask | None) ->
                 break
             _merge(first, second)
             changed += 1
-    return finish(model, edited, settings, "merge_linear", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("merge_linear", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _before(second: ir.Node) -> ir.Node | None:

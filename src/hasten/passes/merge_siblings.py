@@ -15,8 +15,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, constant, finish, may_rewrite, remove_unused
-from hasten.model import Model, Skip
+from hasten.graph import Array, begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step
 from hasten.passes.products import bias_behind, outputs_of
 from hasten.rewrite import Edit, dims, graph_of, only_reader, plain
 from hasten.task import BoundTask
@@ -31,8 +31,7 @@ class MergeSiblings:
 
 def merge_siblings(model: Model, settings: MergeSiblings, task: BoundTask | None) -> Model:
     """Merge every family of layers that agree; those that share an input and do not agree are skipped, each with the reason."""
-    edited = model.edit()
-    remove_unused(edited)
+    edited = begin(model)
     edit, changed = Edit(edited), 0
     skipped: list[Skip] = []
     families: dict[object, list[ir.Node]] = {}
@@ -50,7 +49,9 @@ def merge_siblings(model: Model, settings: MergeSiblings, task: BoundTask | None
         elif readers[key[0]] > 1:  # type: ignore[index]
             why = _refusal(family[0]) or "no other layer on its input has its attributes and its weights' shape"
             skipped.append(Skip(family[0].name or family[0].op_type, why))
-    return finish(model, edited, settings, "merge_siblings", changed, skipped)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("merge_siblings", dataclasses.asdict(settings), changed, tuple(skipped)))
 
 
 def _refusal(node: ir.Node) -> str:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 
 from hasten.facts import at_sizes
-from hasten.graph import finish, remove_unused
+from hasten.graph import begin
 from hasten.memory import Flow, better_order
-from hasten.model import Model
+from hasten.model import Model, Step
 from hasten.task import BoundTask
 
 ROUNDS = 8
@@ -28,16 +28,18 @@ class OrderNodes:
 
 def order_nodes(model: Model, settings: OrderNodes, task: BoundTask | None) -> Model:
     """Put the main graph's nodes in the order of least peak that is found; sizes are those of one sample."""
-    edited = model.edit()
-    remove_unused(edited)
-    before = [node.name for node in edited.graph]
+    edited = begin(model)
+    sized = at_sizes(Model(edited))
+    nodes = list(sized.model.graph)
+    places = list(range(len(nodes)))
     for _ in range(ROUNDS):
-        flow = Flow(at_sizes(Model(edited)))
-        order = better_order(flow)
+        order = better_order(Flow(sized, [nodes[i] for i in places]))
         if order is None:
             break
-        nodes = list(edited.graph)
-        edited.graph.remove(nodes)
-        edited.graph.extend(nodes[i] for i in order)
-    changed = sum(a != node.name for a, node in zip(before, edited.graph, strict=True))
-    return finish(model, edited, settings, "order_nodes", changed, [])
+        places = [places[i] for i in order]
+    changed = sum(place != i for i, place in enumerate(places))
+    if changed:
+        present = list(edited.graph)
+        edited.graph.remove(present)
+        edited.graph.extend(present[i] for i in places)
+    return model.then(edited, Step("order_nodes", dataclasses.asdict(settings), changed))

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant, finish, may_rewrite, remove_unused, sole_consumer, take_place, unique_name
-from hasten.model import Model
+from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place, unique_name
+from hasten.model import Model, Step
 from hasten.task import BoundTask
 
 Perm = tuple[int, ...]
@@ -41,14 +41,17 @@ class PushTransposes:
 
 def push_transposes(model: Model, settings: PushTransposes, task: BoundTask | None) -> Model:
     """Push, cancel, and permute the weights behind a flattening. If no Transpose would be saved, the graph stays as it was."""
-    edited = model.edit()
-    remove_unused(edited)
-    before = _moved(edited.graph)
-    while sum(_push(node) for node in list(edited.graph)):
-        continue
-    pushed = finish(model, edited, settings, "push_transposes", 0, [])
-    saved = before - _moved(pushed.ir.graph)
-    return finish(model, edited if saved > 0 else model.edit(), settings, "push_transposes", max(saved, 0), [])
+    edited = begin(model)
+    saved = 0
+    if any(_pushing(node) is not None for node in edited.graph):
+        trial = edited.clone()
+        before = _moved(trial.graph)
+        while sum(_push(node) for node in list(trial.graph)):
+            continue
+        settle(trial)
+        saved = before - _moved(trial.graph)
+        edited = trial if saved > 0 else edited
+    return model.then(edited, Step("push_transposes", dataclasses.asdict(settings), max(saved, 0)))
 
 
 def _moved(graph: ir.Graph) -> int:
@@ -63,47 +66,48 @@ def _size(value: ir.Value | None) -> int:
 
 def _push(node: ir.Node) -> bool:
     """Let the node run before the Transposes that feed it, if its operator allows that. True if it did."""
-    if node.graph is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
+    push = _pushing(node)
+    if push is None or not may_rewrite(node):
         return False
-    if node.op_type == "Transpose":
-        return _merge(node)
-    rule = _rule(node.op_type)
-    perms = {_perm(v) for v in node.inputs if v is not None} - {None}
-    if rule is None or len(perms) != 1:
-        return False
-    (perm,) = perms
-    assert perm is not None
-    if not may_rewrite(node):
-        return False
-    after = rule(node, perm)
-    if after is None:
-        return False
-    for output in list(node.outputs):
-        _transpose_output(node, output, after)
+    push()
     return True
 
 
-def _rule(operator: str) -> Callable[[ir.Node, Perm], Perm | None] | None:
-    if operator in UNARY:
-        return _first_input
-    if operator in VARIADIC:
-        return _elementwise
-    if operator in REDUCTIONS:
-        return _reduction
-    return {"Concat": _concat, "Split": _split, "Pad": _pad, "Flatten": _flatten, "Reshape": _flatten}.get(operator)
-
-
-# Each rule lets its node read the Transposes' inputs and adapts it; it returns the permutation that its output needs, or None: not here.
-
-
-def _first_input(node: ir.Node, perm: Perm) -> Perm | None:
-    if _perm(node.inputs[0]) is None:
+def _pushing(node: ir.Node) -> Callable[[], None] | None:
+    """What lets the node run before the Transposes that feed it, or makes one Transpose of two; None where that can't be."""
+    if node.graph is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
         return None
-    _take_source(node, 0)
-    return perm
+    if node.op_type == "Transpose":
+        return None if None in (_perm(node.inputs[0]), _perm(node.outputs[0])) else lambda: _merge(node)
+    rule = RULES.get(node.op_type)
+    perms = {p for v in node.inputs if (p := _perm(v)) is not None} if rule is not None else set()
+    adapt = rule(node, perms.pop()) if rule is not None and len(perms) == 1 else None
+    if adapt is None:
+        return None
+
+    def push() -> None:
+        after = adapt()
+        for output in list(node.outputs):
+            _transpose_output(node, output, after)
+
+    return push
 
 
-def _elementwise(node: ir.Node, perm: Perm) -> Perm | None:
+Adapt = Callable[[], Perm]
+"""Lets a node read the Transposes' inputs and adapts it; gives the permutation that its output then needs."""
+
+# Each rule changes nothing: it gives what would, or None: not here.
+
+
+def _first_input(node: ir.Node, perm: Perm) -> Adapt | None:
+    def adapt() -> Perm:
+        _take_source(node, 0)
+        return perm
+
+    return None if _perm(node.inputs[0]) is None else adapt
+
+
+def _elementwise(node: ir.Node, perm: Perm) -> Adapt | None:
     """Constants are transposed at once; a computed input that broadcasts (a gate per channel) is transposed where it comes in, being small."""
     large = max(_size(v) for v in node.inputs if _perm(v) is not None)
     moved: dict[int, Array | None] = {}
@@ -117,57 +121,73 @@ def _elementwise(node: ir.Node, perm: Perm) -> Perm | None:
             moved[i] = None
         else:
             return None
-    graph = _graph(node)
-    for i, value in enumerate(node.inputs):
-        if value is not None and i in moved:
-            array = moved[i]
-            node.replace_input_with(
-                i, _transposed(graph, node, value, _inverse(perm)) if array is None else add_weight(graph, f"{value.name}_moved", array)
-            )
-        elif _perm(value) is not None:
-            _take_source(node, i)
-    return perm
+
+    def adapt() -> Perm:
+        graph = _graph(node)
+        for i, value in enumerate(node.inputs):
+            if value is not None and i in moved:
+                array = moved[i]
+                node.replace_input_with(
+                    i, _transposed(graph, node, value, _inverse(perm)) if array is None else add_weight(graph, f"{value.name}_moved", array)
+                )
+            elif _perm(value) is not None:
+                _take_source(node, i)
+        return perm
+
+    return adapt
 
 
-def _reduction(node: ir.Node, perm: Perm) -> Perm | None:
+def _reduction(node: ir.Node, perm: Perm) -> Adapt | None:
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if axes is None or axes.size == 0 or _perm(node.inputs[0]) is None:
         return None
     moved = sorted(perm[int(a)] for a in axes.ravel())
-    _take_source(node, 0)
-    node.replace_input_with(1, add_weight(_graph(node), f"{node.name or node.op_type}_axes", np.array(moved, np.int64)))
-    if node.attributes.get_int("keepdims", 1):
+
+    def adapt() -> Perm:
+        _take_source(node, 0)
+        node.replace_input_with(1, add_weight(_graph(node), f"{node.name or node.op_type}_axes", np.array(moved, np.int64)))
+        if node.attributes.get_int("keepdims", 1):
+            return perm
+        left = [p for i, p in enumerate(perm) if p not in moved]
+        return tuple(sorted(left).index(p) for p in left)
+
+    return adapt
+
+
+def _concat(node: ir.Node, perm: Perm) -> Adapt | None:
+    def adapt() -> Perm:
+        for i in range(len(node.inputs)):
+            _take_source(node, i)
+        node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes["axis"].as_int()])
         return perm
-    left = [p for i, p in enumerate(perm) if p not in moved]
-    return tuple(sorted(left).index(p) for p in left)
+
+    return None if any(_perm(v) is None for v in node.inputs) else adapt
 
 
-def _concat(node: ir.Node, perm: Perm) -> Perm | None:
-    if any(_perm(v) is None for v in node.inputs):
-        return None
-    for i in range(len(node.inputs)):
-        _take_source(node, i)
-    node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes["axis"].as_int()])
-    return perm
+def _split(node: ir.Node, perm: Perm) -> Adapt | None:
+    def adapt() -> Perm:
+        _take_source(node, 0)
+        node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes.get_int("axis", 0)])
+        return perm
+
+    return adapt
 
 
-def _split(node: ir.Node, perm: Perm) -> Perm | None:
-    _take_source(node, 0)
-    node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes.get_int("axis", 0)])
-    return perm
-
-
-def _pad(node: ir.Node, perm: Perm) -> Perm | None:
+def _pad(node: ir.Node, perm: Perm) -> Adapt | None:
     pads = constant(node.inputs[1])
     if pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None):
         return None
-    back = list(_inverse(perm))
-    _take_source(node, 0)
-    node.replace_input_with(1, add_weight(_graph(node), f"{node.name or 'Pad'}_pads", pads.reshape(2, -1)[:, back].ravel()))
-    return perm
+    moved = pads.reshape(2, -1)[:, list(_inverse(perm))].ravel()
+
+    def adapt() -> Perm:
+        _take_source(node, 0)
+        node.replace_input_with(1, add_weight(_graph(node), f"{node.name or 'Pad'}_pads", moved))
+        return perm
+
+    return adapt
 
 
-def _flatten(node: ir.Node, perm: Perm) -> Perm | None:
+def _flatten(node: ir.Node, perm: Perm) -> Adapt | None:
     """Flattening to (batch, features) before a product with constant weights: the weights' rows change their order instead."""
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
@@ -184,17 +204,33 @@ def _flatten(node: ir.Node, perm: Perm) -> Perm | None:
     if rows.shape[0] != math.prod(sizes) or output.shape is None or len(output.shape) != 2:
         return None
     order = np.arange(rows.shape[0]).reshape(sizes).transpose([p - 1 for p in _inverse(perm)[1:]]).ravel()
-    name = product.inputs[1].name  # type: ignore[union-attr]
-    _take_source(node, 0)
-    product.replace_input_with(1, add_weight(_graph(node), f"{name}_moved", rows[order].T if transposed else rows[order]))
-    return (0, 1)
+    moved = rows[order].T if transposed else rows[order]
+
+    def adapt() -> Perm:
+        _take_source(node, 0)
+        product.replace_input_with(1, add_weight(_graph(node), f"{product.inputs[1].name}_moved", moved))  # type: ignore[union-attr]
+        return (0, 1)
+
+    return adapt
 
 
-def _merge(node: ir.Node) -> bool:
+RULES: dict[str, Callable[[ir.Node, Perm], Adapt | None]] = {
+    **dict.fromkeys(UNARY, _first_input),
+    **dict.fromkeys(VARIADIC, _elementwise),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    "Concat": _concat,
+    "Split": _split,
+    "Pad": _pad,
+    "Flatten": _flatten,
+    "Reshape": _flatten,
+}
+"""Operator → what lets it run before a Transpose."""
+
+
+def _merge(node: ir.Node) -> None:
     """Two Transposes in a row are one, or none."""
     first, second = _perm(node.inputs[0]), _perm(node.outputs[0])
-    if first is None or second is None or not may_rewrite(node):
-        return False
+    assert first is not None and second is not None
     merged = tuple(first[p] for p in second)
     _take_source(node, 0)
     source, output = node.inputs[0], node.outputs[0]
@@ -207,7 +243,6 @@ def _merge(node: ir.Node) -> bool:
     else:
         take_place(output, source)
         _graph(node).remove(node, safe=True)
-    return True
 
 
 def _perm(value: ir.Value | None) -> Perm | None:

@@ -18,8 +18,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import constant, finish
-from hasten.model import Model
+from hasten.graph import begin, constant
+from hasten.model import Model, Step
 from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, rewrite, same_dims
 from hasten.task import BoundTask
 
@@ -37,9 +37,9 @@ class RemoveNoops:
 
 def remove_noops(model: Model, settings: RemoveNoops, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
-    edited = model.edit()
+    edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish(model, edited, settings, "remove_noops", changed, [])
+    return model.then(edited, Step("remove_noops", dataclasses.asdict(settings), changed))
 
 
 def _identity(node: ir.Node, edit: Edit) -> bool:

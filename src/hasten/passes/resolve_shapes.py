@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from hasten.graph import Array, constant, finish
-from hasten.model import Model
+from hasten.graph import Array, begin, constant, settle
+from hasten.model import Model, Step
 from hasten.rewrite import Edit, dims, graph_of, plain
+from hasten.shapes import infer_missing
 from hasten.task import BoundTask
 
 LARGEST = 64
@@ -42,12 +42,14 @@ class ResolveShapes:
 
 def resolve_shapes(model: Model, settings: ResolveShapes, task: BoundTask | None) -> Model:
     """Follow every computation of shapes from Shape and Size on; write constants where the results are known."""
-    edited = model.edit()
+    edited = begin(model)
     changed = 0
     while found := _sweep(edited):
         changed += found
-        ShapeInferencePass(strict_mode=False, data_prop=True)(edited)
-    return finish(model, edited, settings, "resolve_shapes", changed, [])
+        infer_missing(edited)
+    if changed:
+        settle(edited)
+    return model.then(edited, Step("resolve_shapes", dataclasses.asdict(settings), changed))
 
 
 def _sweep(edited: ir.Model) -> int:

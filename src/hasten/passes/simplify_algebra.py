@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, constant, finish
-from hasten.model import Model
+from hasten.graph import Array, begin, constant
+from hasten.model import Model, Step
 from hasten.rewrite import Edit, Rule, become, dims, keeps_shape, made_by, only_reader, rewrite
 from hasten.task import BoundTask
 
@@ -40,9 +40,9 @@ class SimplifyAlgebra:
 
 def simplify_algebra(model: Model, settings: SimplifyAlgebra, task: BoundTask | None) -> Model:
     """Apply RULES to every node, subgraphs and local functions included, until nothing changes."""
-    edited = model.edit()
+    edited = begin(model)
     changed = rewrite(edited, RULES)
-    return finish(model, edited, settings, "simplify_algebra", changed, [])
+    return model.then(edited, Step("simplify_algebra", dataclasses.asdict(settings), changed))
 
 
 def _with_constant(node: ir.Node) -> tuple[int, ir.Value, Array] | None:
