@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hasten import check, cli, dynamic, plan, simplify
-from hasten.dynamic import within_budget
+from hasten.dynamic import Clock
 from hasten.plan import Plan
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
@@ -43,6 +43,10 @@ def planted(calibrated: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     return x, label, model
 
 
+def within_budget(model, task, settings, budget, clock=None):
+    return dynamic.within_budget(model, model, task, settings, budget, lambda made: made, clock)
+
+
 @pytest.fixture(scope="module")
 def case():
     calibrated = np.sort(np.random.default_rng(0).permutation(SAMPLES)[:200])
@@ -58,7 +62,7 @@ def test_the_planted_split_is_the_one_that_calibrates(case):
 def test_a_finding_that_the_judge_does_not_bear_out_is_undone_and_named(case):
     x, label, model = case
     task = Task((x, label)).bind(model)
-    found = within_budget(model, model, task, DropIdle(), Budget(max_drop=0.01))
+    found = within_budget(model, task, DropIdle(), Budget(max_drop=0.01))
     assert {f.remedy.channel for f in found.applied} == {0, 1}
     assert {f.remedy.channel for f, _ in found.undone} == set(WRONG)
     assert all(
@@ -74,7 +78,7 @@ def test_a_finding_that_the_judge_does_not_bear_out_is_undone_and_named(case):
 
 def test_with_a_wide_budget_the_findings_stay(case):
     x, label, model = case
-    found = within_budget(model, model, Task((x, label)).bind(model), DropIdle(), Budget(max_drop=0.9))
+    found = within_budget(model, Task((x, label)).bind(model), DropIdle(), Budget(max_drop=0.9))
     assert {f.remedy.channel for f in found.applied} == {0, 1, *WRONG} and not found.undone
     assert found.judged[1].after < 0.5
 
@@ -82,7 +86,7 @@ def test_with_a_wide_budget_the_findings_stay(case):
 def test_after_too_many_undone_those_that_save_less_are_left_out(case, monkeypatch):
     x, label, model = case
     monkeypatch.setattr(dynamic, "MOST_UNDONE", 1)
-    found = within_budget(model, model, Task((x, label)).bind(model), DropIdle(), Budget())
+    found = within_budget(model, Task((x, label)).bind(model), DropIdle(), Budget())
     assert {f.remedy.channel for f in found.applied} == {0, 1}
     assert found.undone[1][1] == "1 findings that save more had to be undone"
 
@@ -92,14 +96,14 @@ def test_what_breaks_the_budget_on_test_alone_leaves_everything(case):
     x, label, model = case
     quiet = x[label == 0]
     task = Task((quiet, label[label == 0]), test=(x, label)).bind(model)
-    found = within_budget(model, model, task, DropIdle(), Budget())
+    found = within_budget(model, task, DropIdle(), Budget())
     assert not found.applied and found.model is model and len(found.undone) == 4
-    assert found.notes[-1].startswith("nothing was left out: accuracy on test falls from 1.0000")
+    assert all(why.startswith("accuracy on test falls from 1.0000") for _, why in found.undone)
 
 
 def test_without_labels_agreement_with_the_original_is_judged(case):
     x, _, model = case
-    found = within_budget(model, model, Task(x).bind(model), DropIdle(), Budget(min_agreement=0.99))
+    found = within_budget(model, Task(x).bind(model), DropIdle(), Budget(min_agreement=0.99))
     assert {f.remedy.channel for f, _ in found.undone} == set(WRONG)
     assert found.judged[0].metric == "agreement" and found.judged[0].allowed == pytest.approx(0.01)
 
@@ -107,19 +111,45 @@ def test_without_labels_agreement_with_the_original_is_judged(case):
 def test_thin_evidence_is_said(case):
     x, label, model = case
     few = np.r_[np.flatnonzero(label == 0)[:30], np.flatnonzero(label > 0)[:30]]
-    found = within_budget(model, model, Task((x[few], label[few])).bind(model), DropIdle(), Budget(max_drop=0.05))
+    found = within_budget(model, Task((x[few], label[few])).bind(model), DropIdle(), Budget(max_drop=0.05))
     assert found.notes[0].startswith("the evidence is thin: 12 samples were seen") and "up to 25% of all samples" in found.notes[0]
 
 
-def test_what_makes_it_slower_is_not_done(case, monkeypatch):
+@pytest.mark.parametrize("speeds, applied", [
+    ([[1.2]], {0, 1}),
+    ([[0.8], [0.8]], set()),
+])  # fmt: skip
+def test_what_makes_it_slower_is_not_done(speeds, applied, case, monkeypatch):
+    """The clock says how fast the model is with all findings, then with those of each layer."""
     x, label, model = case
-    found = within_budget(model, model, Task((x, label)).bind(model), DropIdle(), Budget())
-    for speed, stays in ((0.8, False), (1.2, True)):
-        monkeypatch.setattr(simplify, "speeds_beside", lambda *given, speed=speed: ({"onnxruntime": [1.0, speed]}, 0.03))
-        made = dynamic.simplified(found, simplify.passes(), None, True, model, Target(1), {})
-        assert (made.model is not model) is stays is bool(made.applied)
-        assert made.speed == {"onnxruntime": speed}
-        assert any("slower in onnxruntime (× 0.80)" in note for note in made.notes) is not stays
+    told = iter(speeds)
+    monkeypatch.setattr(simplify, "speeds_beside", lambda *given: ({"onnxruntime": [1.0, *next(told)]}, 0.03))
+    found = within_budget(model, Task((x, label)).bind(model), DropIdle(), Budget(), Clock(Target(1), {}))
+    assert {f.remedy.channel for f in found.applied} == applied and (found.model is not model) is bool(applied)
+    assert found.speed == ({"onnxruntime": 1.2} if applied else {})
+    assert any("slower in onnxruntime (× 0.80)" in why for _, why in found.undone) is not bool(applied)
+
+
+def test_the_layer_whose_findings_cost_time_keeps_its_channels(monkeypatch):
+    rng = np.random.default_rng(2)
+    one, two = np.r_[-99.0, np.full(5, 9.0)], np.r_[np.full(5, 9.0), -99.0]
+    model = model_of(
+        """g (float[N, 8] x) => (float[N, 3] y) {
+            h = Gemm (x, w1, b1)
+            a = Relu (h)
+            i = Gemm (a, w2, b2)
+            b = Relu (i)
+            y = Gemm (b, w3)
+        }""",
+        {"w1": rng.standard_normal((8, 6)), "b1": one, "w2": rng.standard_normal((6, 6)) / 9, "b2": two, "w3": rng.standard_normal((6, 3))},
+    )
+    told = iter([[0.8], [0.9, 1.1], [1.1]])
+    monkeypatch.setattr(simplify, "speeds_beside", lambda *given: ({"onnxruntime": [1.0, *next(told)]}, 0.03))
+    x = rng.standard_normal((SAMPLES, 8)).astype(np.float32)
+    found = within_budget(model, Task(x).bind(model), DropIdle(), Budget(), Clock(Target(1), {}))
+    kinds = [f for f in found.applied if f.kind == "dead channel"]
+    ((slow, why),) = ((f, why) for f, why in found.undone if f.kind == "dead channel")
+    assert len(kinds) == 1 and kinds[0].node != slow.node and why.endswith("(× 0.90)")
 
 
 # --- the verb

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hasten.measure.process import Subject, WorkerFailed
 from hasten.measure.statistics import Interval
 from hasten.metrics import decide
 from hasten.model import Model, Skip
-from hasten.plan import Plan, PlannedStep, Row
+from hasten.plan import Plan, PlannedStep
 from hasten.runtimes import Target
 from hasten.search.budget import Budget
 from hasten.shrink.drop_idle import THIN, DropIdle, findings_of, observe, thin, without
@@ -91,27 +91,79 @@ def _plain(finding: Finding) -> dict[str, Any]:
     return values | {"otherwise_at_most": finding.otherwise}
 
 
-def within_budget(model: Model, original: Model, task: BoundTask, settings: DropIdle, budget: Budget) -> Dynamic:
-    """`model` without what is idle, as long as it keeps the budget beside `original`. Raises BadInput where the original can't be run on the data."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clock:
+    """Where time counts: models are timed side by side at `target`, on `feeds`."""
+
+    target: Target
+    feeds: dict[str, Array]
+
+    def slower(self, before: Model, models: Sequence[Model]) -> tuple[list[str], dict[str, float]]:
+        """(why each model is slower in onnxruntime than `before` beyond the noise, empty where it is not; by runtime the speed of the last one)."""
+        speeds, floor = simplify.speeds_beside(before, models, self.target, self.feeds)
+        mine = speeds.get("onnxruntime", [1.0] * (len(models) + 1))[1:]
+        whys = [f"with it the model is slower in onnxruntime (× {speed:.2f})" if speed < 1 - floor else "" for speed in mine]
+        return whys, {name: s[-1] for name, s in speeds.items()}
+
+
+def within_budget(
+    model: Model,
+    original: Model,
+    task: BoundTask,
+    settings: DropIdle,
+    budget: Budget,
+    clean: Callable[[Model], Model],
+    clock: Clock | None = None,
+) -> Dynamic:
+    """`model` without what is idle and then clean (constants make more constants), as far as it keeps the budget beside `original`.
+
+    With a clock also not slower than `model`: where it is, each layer's findings are timed alone, for runtimes like some numbers of channels better
+    than smaller ones. Raises BadInput where the original can't be run on the data.
+    """
     seen = observe(model, settings, task)
     found = sorted(findings_of(seen), key=lambda f: -f.macs)
-    notes = [thin(seen["samples"])] if seen["samples"] < THIN else []
-    left = tuple(Skip(node, why) for node, why in seen["left"] if node)
     with tempfile.TemporaryDirectory(prefix="hasten-") as private:
         judge = _Judge(original, task, budget, Path(private))
         chosen, undone = _chosen(model, settings, found, judge)
-        made = without(model, settings, chosen) if chosen else model
-        judged = [judge.on("validate", made)] if chosen else []
-        if chosen:
-            judged.append(judge.on("test", made))
-            if why := judged[-1].broken:
-                notes.append(f"nothing was left out: {why}")
-                undone += [(f, why) for f in chosen]
-                chosen, made = [], model
+        speed: dict[str, float] = {}
+        if clock is not None and chosen:
+            chosen, slow, speed = _fast(model, settings, chosen, clean, clock)
+            undone += slow
+        made = clean(without(model, settings, chosen)) if chosen else model
+        judged = [judge.on(split, made) for split in ("validate", "test")] if chosen else []
+    if why := next((j.broken for j in judged if j.broken), ""):
+        undone += [(f, why) for f in chosen]
+        chosen, made, speed = [], model, {}
     step = PlannedStep("drop_idle", settings, {**seen, "findings": [dataclasses.asdict(f) for f in chosen]})
     return Dynamic(
-        made, tuple(chosen), tuple(undone), left, tuple(notes), tuple(judged), seen["samples"], Plan((step,), source=model.digest)
+        made,
+        tuple(chosen),
+        tuple(undone),
+        tuple(Skip(node, why) for node, why in seen["left"] if node),
+        (thin(seen["samples"]),) if seen["samples"] < THIN else (),
+        tuple(judged),
+        seen["samples"],
+        Plan((step,), source=model.digest),
+        speed,
     )
+
+
+def _fast(
+    model: Model, settings: DropIdle, chosen: Sequence[Finding], clean: Callable[[Model], Model], clock: Clock
+) -> tuple[list[Finding], list[tuple[Finding, str]], dict[str, float]]:
+    """(the findings with which the model is not slower, those that are undone and why, by runtime the speed with the former)."""
+    (why,), speed = clock.slower(model, [clean(without(model, settings, chosen))])
+    if not why:
+        return list(chosen), [], speed
+    nodes = list(dict.fromkeys(f.node for f in chosen))
+    whys, _ = clock.slower(model, [clean(without(model, settings, [f for f in chosen if f.node == node])) for node in nodes])
+    slow = {node: why for node, why in zip(nodes, whys, strict=True) if why}
+    rest = [f for f in chosen if f.node not in slow]
+    if rest and slow:
+        (why,), speed = clock.slower(model, [clean(without(model, settings, rest))])
+    if not rest or why:
+        return [], [(f, slow.get(f.node, why)) for f in chosen], {}
+    return rest, [(f, slow[f.node]) for f in chosen if f.node in slow], speed
 
 
 def _chosen(model: Model, settings: DropIdle, found: Sequence[Finding], judge: _Judge) -> tuple[list[Finding], list[tuple[Finding, str]]]:
@@ -166,30 +218,3 @@ class _Judge:
             return predict(Subject("onnxruntime", path, target), samples, self.task.output, target.batch)
         except WorkerFailed as e:
             raise BadInput(f"the model can't be run on the data: {e}") from e
-
-
-def simplified(
-    found: Dynamic,
-    rows: Sequence[Row],
-    feeds: Sequence[Mapping[str, Array]] | None,
-    checked: bool,
-    before: Model,
-    target: Target | None,
-    timed_on: dict[str, Array],
-) -> Dynamic:
-    """The same after all passes, for constants make more constants. With a target it is timed beside `before`, the model that it was made of,
-    and where it is slower in onnxruntime beyond the noise, nothing is left out."""
-    if not found.applied:
-        return found
-    made = simplify.simplify(found.model, rows, feeds, checked).model
-    if target is None:
-        return dataclasses.replace(found, model=made)
-    speeds, floor = simplify.speeds_beside(before, [made], target, timed_on)
-    speed = {name: s[-1] for name, s in speeds.items()}
-    if speed.get("onnxruntime", 1.0) >= 1 - floor:
-        return dataclasses.replace(found, model=made, speed=speed)
-    why = f"with it the model is slower in onnxruntime (× {speed['onnxruntime']:.2f})"
-    undone = (*found.undone, *((f, why) for f in found.applied))
-    return dataclasses.replace(
-        found, model=before, applied=(), undone=undone, speed=speed, notes=(*found.notes, f"nothing was left out: {why}")
-    )

@@ -213,7 +213,7 @@ def test_what_also_goes_elsewhere_stays_and_is_named(rows):
     seen = observe(model, DropIdle(), task)
     assert not seen["findings"]
     assert [why for _, why in seen["left"]] == [
-        "1 of its 8 inputs are idle (0) and stay: elsewhere the same channels are not idle, or can't go"
+        "1 of its 8 inputs is idle (0) and stays: elsewhere the same channels are not idle, or can't go"
     ]
 
 
@@ -222,7 +222,7 @@ def test_a_pixel_that_is_always_dark_is_reported_and_stays(rows):
     dark[:, 4] = 0
     task = Task(dark).bind(model := gemms("Tanh"))
     seen = observe(model, DropIdle(), task)
-    assert not seen["findings"] and seen["left"][0][1] == "1 of its 6 inputs are idle (4) and stay: they are the model's own input"
+    assert not seen["findings"] and seen["left"][0][1] == "1 of its 6 inputs is idle (4) and stays: they are the model's own input"
 
 
 @pytest.mark.parametrize("head", range(0, HEADS, 3))

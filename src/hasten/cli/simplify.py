@@ -120,6 +120,7 @@ def simplify(
         raise BadInput("--data came with --no-check and --no-timing, and nothing would look at it; leave it out")
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise BadInput(f"{out} can't be written (there is no folder {Path(out).parent}); give a place that can")
+    idle = None
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         opened = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private), check=check).model
@@ -133,9 +134,11 @@ def simplify(
             found = simplifying.never_slower(opened, rows, feeds, check, target, timed_on)
         else:
             found = simplifying.simplify(opened, rows, feeds, check)
-        idle = idling.within_budget(found.model, opened, bound, DropIdle(), budget) if dynamic and bound is not None else None
-        if idle is not None:
-            idle = idling.simplified(idle, rows, feeds, check, found.model, target, timed_on)
+        if dynamic and bound is not None:
+            clock = idling.Clock(target, timed_on) if target is not None else None
+            idle = idling.within_budget(
+                found.model, opened, bound, DropIdle(), budget, lambda m: simplifying.simplify(m, rows, feeds, check).model, clock
+            )
     made = found.model if idle is None else idle.model
     if out is not None:
         save(made, out)

@@ -317,7 +317,8 @@ def idle_channels(coupled: Coupled, limits: Limits, task: BoundTask) -> tuple[li
         stays = [p for p in part.same(limits.tolerance) if (name, p) not in removed]
         if stays:
             listed = ", ".join(map(str, stays[:8])) + (", …" if len(stays) > 8 else "")
-            why = f"{len(stays)} of its {part.inputs} inputs are idle ({listed}) and stay: {_why(part.layer, coupled)}"
+            verbs = ("is", "stays") if len(stays) == 1 else ("are", "stay")
+            why = f"{len(stays)} of its {part.inputs} inputs {verbs[0]} idle ({listed}) and {verbs[1]}: {_why(part.layer, coupled)}"
             skipped.append(Skip(part.layer.name, why))
     return findings, skipped
 
@@ -393,9 +394,7 @@ def _idle_in(group: Group, parts: Mapping[str, _Part], prices: Mapping[tuple[str
 
 def _kind(layer: Layer, constants: Sequence[float], same: bool, positions: int) -> tuple[str, str]:
     """(kind, in words) of a channel, by what stands before the layer that reads it."""
-    node = layer.x.producer()
-    while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = _source(layer).producer()
     behind = node.op_type if node is not None else "the input"
     zero = not any(constants)
     if behind == "MatMul" and node is not None and all(constant(v) is None for v in node.inputs):
@@ -403,9 +402,17 @@ def _kind(layer: Layer, constants: Sequence[float], same: bool, positions: int) 
     if not same:
         return NEGLIGIBLE, "does next to nothing"
     value = "0" if zero else f"{constants[0]:.4g}" if len(set(constants)) == 1 else "the same"
-    if behind in SATURATING:
+    if behind in SATURATING and not (behind == "Clip" and zero):
         return SATURATED, f"is always {value} behind {behind}"
     return (DEAD if zero else CHANNEL), f"is always {value} behind {behind}"
+
+
+def _source(layer: Layer) -> ir.Value:
+    """The value whose numbers a layer reads, before they were moved."""
+    value = layer.x
+    while (node := value.producer()) is not None and node.op_type in MOVING and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
 
 
 def _pads(node: ir.Node) -> bool:
@@ -431,7 +438,7 @@ def _prices(coupled: Coupled) -> dict[tuple[str, int], float]:
 
 def _why(layer: Layer, coupled: Coupled) -> str:
     """Why idle inputs of a layer are not removed."""
-    if layer.x.is_graph_input():
+    if _source(layer).is_graph_input():
         return "they are the model's own input"
     name = f"{layer.weight.name}[{layer.reads}]"
     known = next((s.why for s in coupled.frozen if s.why.startswith(name)), None)
