@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import logging
+import random
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten import check, plan
-from hasten.doors.onnx import load_onnx
+from hasten.data.source import Arrays
+from hasten.doors.onnx import from_proto, load_onnx
 from hasten.errors import BadInput, Refused
 from hasten.model import Model
 from hasten.plan import Plan, PlannedStep
@@ -27,9 +31,10 @@ from hasten.shrink.idle import (
     Finding,
     Removed,
 )
-from hasten.task import Task
+from hasten.task import Split, Task, without_data
 from tests.conftest import model_of, operators
 from tests.passes.encoders import HEADS, TOKENS, WIDTH, encoder, exported
+from tests.passes.random_graphs import agree, random_graph
 
 RNG = np.random.default_rng(0)
 SAMPLES = 600
@@ -267,6 +272,22 @@ def test_activations_that_never_act_become_nothing(rows):
     check_same(model, made, rows)
 
 
+def test_a_clip_that_guards_a_division_stays(rows):
+    model = model_of(
+        """g (float[N, 6] x) => (float[N, 6] y) {
+            a = Abs (x)
+            s = ReduceSum <keepdims = 0> (a, axis)
+            c = Clip (s, low)
+            u = Unsqueeze (c, axis)
+            y = Div (x, u)
+        }""",
+        {"low": np.array(1e-9, np.float32), "axis": np.array([1])},
+    )
+    seen = observe(model, DropIdle(), Task(rows).bind(model))
+    assert not seen["findings"]
+    assert seen["left"][0][1].startswith("Clip never acts: its input is from") and "it guards the Div behind it" in seen["left"][0][1]
+
+
 BODIES = {
     "added": ("s = Add (x, c)", 6),
     "beside": ("s = Concat <axis = 1> (x, c)", 12),
@@ -356,7 +377,36 @@ def test_what_depends_on_shapes_alone_is_no_value_that_never_changes(rows):
     assert not findings
 
 
-# --- healthy models, plans, bad input
+# --- random graphs, healthy models, plans, bad input
+
+
+def test_without_tolerances_random_graphs_give_the_same_on_what_was_looked_at():
+    """On the samples that were seen, in other batches too; what is found there is right by definition."""
+    kinds: Counter[str] = Counter()
+    logging.disable(logging.WARNING)
+    for number in range(60):
+        model = from_proto(random_graph(random.Random(f"idle:{number}")))
+        first = {p.shape[0] if p.shape and isinstance(p.shape[0], int) else None for p in model.inputs}
+        if len(first) > 1 or not all(p.shape for p in model.inputs):
+            continue  # inputs without one axis of samples
+        (fixed,) = first
+        parts = [check.random_feeds(model, fixed or 4, seed=seed) for seed in range(4)]
+        x = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        split = Split(Arrays(x), None, np.arange(4 * (fixed or 4)))
+        feeds = [next(iter(split.batches(size))) for size in ((fixed,) if fixed else (4, 1, 3))]
+        oracle = check.oracle(model)
+        expected = [oracle.run(None, f) for f in feeds]
+        task = dataclasses.replace(without_data(), calibrate=split)
+        exact = DropIdle(tolerance=0.0, negligible=0.0)
+        seen = observe(model, exact, task)
+        made = drop_idle(model, exact, dataclasses.replace(task, observation=seen))
+        check.legal(made)
+        kinds.update(f.kind for f in findings_of(seen))
+        for feed, wanted in zip(feeds, expected, strict=True):
+            for port, a, b in zip(model.outputs, wanted, check.oracle(made).run(None, feed), strict=True):
+                agree(f"graph {number}: output {port.name}", np.asarray(a), np.asarray(b), check.FLOAT32)
+    logging.disable(logging.NOTSET)
+    assert kinds[VALUE] and kinds[NEVER_ACTS]
 
 
 def test_on_the_digits_only_what_is_truly_there(digits, digits_cnn):
@@ -426,3 +476,18 @@ def test_few_samples_are_said_to_be_thin_evidence(rows):
 def test_settings_that_make_no_sense(name, value, says):
     with pytest.raises(BadInput, match=says):
         DropIdle(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "vww_mobilenetv1_025"])
+def test_real_networks_give_the_same_on_what_was_looked_at(name, shared_data):
+    """Random pictures leave more channels dead than real ones do: residual blocks and depthwise convolutions lose theirs in every place at once."""
+    model = plan.run(Plan(tuple(PlannedStep(n, plan.make_settings(n, {})) for n in ("cleanup", "fold_constants"))),
+                     load_onnx(shared_data / "models" / f"{name}.onnx"), None)[0]  # fmt: skip
+    x = np.random.default_rng(3).random((100, *model.inputs[0].shape[1:])).astype(np.float32)
+    task = Task(x).bind(model)
+    exact = DropIdle(tolerance=0.0, negligible=0.0)
+    seen = observe(model, exact, task)
+    made = drop_idle(model, exact, dataclasses.replace(task, observation=seen))
+    assert made.history[-1].changed == len(seen["findings"]) > 10
+    check.legal(made)
+    check.same(model, made, check.FLOAT32, feeds=[next(iter(task.calibrate.batches(20)))])

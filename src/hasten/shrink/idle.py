@@ -34,6 +34,9 @@ SATURATING = ("Sigmoid", "Tanh", "HardSigmoid", "Clip", "Softsign", "Erf")
 MOVING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 """Operators behind which a channel that never changes is still one."""
 
+PARTIAL = {"Div": 1, "Mod": 1, "Reciprocal": 0, "Sqrt": 0, "Log": 0, "Pow": 0, "Gather": 1}
+"""Operators that are not defined for every number, with the input that it is about."""
+
 VALUE, NEVER_ACTS, BRANCH, CONDITION = "constant value", "never acts", "branch without effect", "one-sided condition"
 DEAD, SATURATED, CHANNEL, NEGLIGIBLE, HEAD = "dead channel", "saturated channel", "constant channel", "negligible channel", "idle head"
 
@@ -240,8 +243,13 @@ class _Values:
         if seen is None or bounds is None or not seen.samples or node in self.gone:
             return
         low, high = float(seen.low.min()), float(seen.high.max())
-        if bounds[0] <= low and high <= bounds[1]:
-            self._add(NEVER_ACTS, node, f"{node.op_type} never acts: its input is from {low:.4g} to {high:.4g}", seen, 0.0, [], Passed())
+        if not (bounds[0] <= low and high <= bounds[1]):
+            return
+        says = f"{node.op_type} never acts: its input is from {low:.4g} to {high:.4g}"
+        if guarded := _guarded(node.outputs[0]):
+            self.skipped.append(Skip(node.name or "", f"{says}; it stays, for it guards the {guarded} behind it"))
+        else:
+            self._add(NEVER_ACTS, node, says, seen, 0.0, [], Passed())
 
     def _add(
         self, kind: str, node: ir.Node, says: str, seen: Range, error: float, dropped: list[tuple[ir.Node, int]], remedy: Held | Passed
@@ -260,6 +268,16 @@ def _share(part: Range, total: Range) -> float:
     one, other = np.asarray(part.rms), np.asarray(total.rms)
     shares = np.divide(one, other, out=np.where(one > 0, np.inf, 0.0), where=other > 0)
     return float(shares.max()) if np.isfinite(one).all() and np.isfinite(other).all() else np.inf
+
+
+def _guarded(value: ir.Value) -> str:
+    """The operator behind a value that is not defined everywhere, empty where there is none: what keeps its input in bounds must not go."""
+    for node, index in value.uses():
+        if node.op_type in PARTIAL and index == PARTIAL[node.op_type]:
+            return node.op_type
+        if node.op_type in (*MOVING, "Expand") and (found := _guarded(node.outputs[0])):
+            return found
+    return ""
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
@@ -301,8 +319,7 @@ def idle_channels(coupled: Coupled, limits: Limits, task: BoundTask) -> tuple[li
     reading = {layer.weight.name or "": layer for layer in layers(graph)}
     wanted: dict[str, int | None] = {}
     for layer in reading.values():
-        rank = len(layer.array.shape) if layer.node.op_type == "Conv" else 2
-        wanted[layer.x.name or ""] = wanted[layer.y.name or ""] = 1 - rank if rank > 2 else -1
+        wanted[layer.x.name or ""] = wanted[layer.y.name or ""] = _channel_axis(layer)
     seen = ranges(coupled.model.ir, wanted, limits.samples, task)
     parts = {name: _Part(layer, seen[layer.x.name or ""], seen[layer.y.name or ""]) for name, layer in reading.items()}
     prices = _prices(coupled)
@@ -314,7 +331,7 @@ def idle_channels(coupled: Coupled, limits: Limits, task: BoundTask) -> tuple[li
     }
     skipped = []
     for name, part in parts.items():
-        stays = [p for p in part.same(limits.tolerance) if (name, p) not in removed]
+        stays = [p for p in np.flatnonzero(part.same(limits.tolerance)).tolist() if (name, p) not in removed]
         if stays:
             listed = ", ".join(map(str, stays[:8])) + (", …" if len(stays) > 8 else "")
             verbs = ("is", "stays") if len(stays) == 1 else ("are", "stay")
@@ -324,23 +341,22 @@ def idle_channels(coupled: Coupled, limits: Limits, task: BoundTask) -> tuple[li
 
 
 class _Part:
-    """What the inputs of a layer do to its output. `constants`, `deviations`: (input channels,); the same for all positions of a grouped
-    convolution's weight that it reads."""
+    """What the inputs of a layer do to its output. `low`, `high`, `constants`, `deviations`: (groups, inputs of a group), as seen, what takes their
+    place, and how far they are from that at most; `bounds`: (outputs, inputs of a group), how far the output can then be off."""
 
     def __init__(self, layer: Layer, x: Range, y: Range) -> None:
-        self.layer, self.x = layer, x
-        low, high = (v.astype(np.float64) for v in x.channels())
-        middle = (low + high) / 2
-        # Beyond the border a convolution reads zeros, so there only a channel that is 0 is constant.
-        self.constants = np.zeros_like(middle) if _pads(layer.node) else middle
-        self.deviations = np.maximum(high - self.constants, self.constants - low)
-        self.scale = float(max(np.abs(low).max(initial=0), np.abs(high).max(initial=0)))
-        w = layer.matrices().astype(np.float64)
-        taps = w.reshape(*w.shape[:2], -1, layer.channels_in_row)  # (groups, outputs, inputs of a group, places)
-        shape = (layer.groups, 1, taps.shape[2])
-        self.inputs = taps.shape[2]
-        self.bounds = (np.abs(taps).sum(3) * self.deviations.reshape(shape)).reshape(-1, self.inputs)
-        self.shifts = (taps.sum(3) * self.constants.reshape(shape)).reshape(-1, self.inputs)
+        self.layer, self.samples = layer, x.samples
+        w = np.abs(layer.matrices().astype(np.float64))
+        sizes = w.reshape(*w.shape[:2], -1, layer.channels_in_row).sum(3)  # (groups, outputs, inputs of a group)
+        groups, _, self.inputs = sizes.shape
+        seen = (np.broadcast_to(v, (groups * self.inputs,)).astype(np.float64) for v in x.along(_channel_axis(layer)))
+        self.low, self.high = (v.reshape(groups, self.inputs) for v in seen)
+        with np.errstate(invalid="ignore"):  # of infinite values nothing is constant
+            # Beyond the border a convolution reads zeros, so there only a channel that is 0 is constant.
+            self.constants = np.zeros_like(self.low) if _pads(layer.node) else (self.low + self.high) / 2
+            self.deviations = np.maximum(self.high - self.constants, self.constants - self.low)
+            self.bounds = (sizes * self.deviations[:, None]).reshape(-1, self.inputs)
+        self.scale = float(np.abs([self.low, self.high]).max(initial=0))
         self.size = min(y.rms, default=0.0) * np.sqrt(len(self.bounds))
 
     def errors(self, positions: Array) -> Array:
@@ -348,19 +364,9 @@ class _Part:
         sizes = np.linalg.norm(self.bounds[:, positions].sum(2), axis=0)
         return np.divide(sizes, self.size, out=np.where(sizes > 0, np.inf, 0.0), where=self.size > 0)
 
-    def same(self, tolerance: float) -> list[int]:
-        """The positions at which nothing ever changes."""
-        found: list[int] = np.flatnonzero((self.deviations <= tolerance * self.scale).reshape(self.layer.groups, -1).all(0)).tolist()
-        return found
-
-    def at(self, positions: Sequence[int]) -> tuple[float, ...]:
-        """What is always read there, by each group of the layer."""
-        return tuple(self.constants.reshape(self.layer.groups, -1)[:, list(positions)].ravel().tolist())
-
-    def of(self, positions: Sequence[int]) -> tuple[float, float, float]:
-        """(low, high, largest deviation) of what is read there."""
-        low, high = (v.reshape(self.layer.groups, -1)[:, list(positions)] for v in self.x.channels())
-        return float(low.min()), float(high.max()), float(self.deviations.reshape(self.layer.groups, -1)[:, list(positions)].max())
+    def same(self, tolerance: float) -> Array:
+        """(inputs of a group,): where nothing ever changes."""
+        return np.asarray((self.deviations <= tolerance * self.scale).all(0))
 
 
 def _idle_in(group: Group, parts: Mapping[str, _Part], prices: Mapping[tuple[str, int], float], limits: Limits) -> Iterator[Finding]:
@@ -372,23 +378,20 @@ def _idle_in(group: Group, parts: Mapping[str, _Part], prices: Mapping[tuple[str
     order = np.argsort(errors, kind="stable")[: group.channels - 1]
     for channel in np.sort(order[np.cumsum(errors[order]) <= limits.negligible]).tolist():
         at = {m: m.positions[channel].tolist() for m in group.members}
-        seen = [parts[m.weight].of(at[m]) for m in reads]
-        places = tuple(Place(m.weight, m.axis, tuple(at[m]), parts[m.weight].at(at[m]) if m.reads else ()) for m in group.members)
-        same = all(deviation <= limits.tolerance * parts[m.weight].scale for m, (_, _, deviation) in zip(reads, seen, strict=True))
-        kind, what = _kind(parts[reads[0].weight].layer, [v for p in places for v in p.constants], same, len(at[reads[0]]))
-        low, high = min(s[0] for s in seen), max(s[1] for s in seen)
-        error = float(errors[channel])
-        macs = sum(prices.get((m.weight, m.axis), 0.0) * len(m.positions[channel]) for m in group.members)
+        seen = [(parts[m.weight], at[m]) for m in reads]
+        constants = {m: tuple(part.constants[:, p].ravel().tolist()) for m, (part, p) in zip(reads, seen, strict=True)}
+        same = all(part.same(limits.tolerance)[p].all() for part, p in seen)
+        kind, what = _kind(seen[0][0].layer, [v for values in constants.values() for v in values], same, len(seen[0][1]))
         yield Finding(
             kind,
             group.node,
             f"channel {channel} of {group.name} {what}",
-            parts[reads[0].weight].x.samples,
-            low,
-            high,
-            error,
-            int(macs),
-            Removed(group.name, channel, places),
+            seen[0][0].samples,
+            min(float(part.low[:, p].min()) for part, p in seen),
+            max(float(part.high[:, p].max()) for part, p in seen),
+            float(errors[channel]),
+            int(sum(prices.get((m.weight, m.axis), 0.0) * len(at[m]) for m in group.members)),
+            Removed(group.name, channel, tuple(Place(m.weight, m.axis, tuple(at[m]), constants.get(m, ())) for m in group.members)),
         )
 
 
@@ -413,6 +416,11 @@ def _source(layer: Layer) -> ir.Value:
     while (node := value.producer()) is not None and node.op_type in MOVING and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
+
+
+def _channel_axis(layer: Layer) -> int:
+    """Of what it reads and gives, from the end."""
+    return 1 - layer.array.ndim if layer.node.op_type == "Conv" else -1
 
 
 def _pads(node: ir.Node) -> bool:

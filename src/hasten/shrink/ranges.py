@@ -41,19 +41,20 @@ class Range:
         """A batch of `here` samples."""
         rows = x.ndim > 0 and len(x) == here
         if self.whole and not (rows and (not self.samples or self.low.shape == x.shape[1:])):
-            self.low, self.high = self.channels() if self.samples else (self.low, self.high)
+            self.low, self.high = self.along(self.axis) if self.samples else (self.low, self.high)
             self.whole = False
-        low, high = (x.min(0), x.max(0)) if self.whole else (_over(x.min, x.ndim, self.axis), _over(x.max, x.ndim, self.axis))
-        self.low, self.high = (np.minimum(self.low, low), np.maximum(self.high, high)) if self.samples else (low, high)
+        with np.errstate(invalid="ignore"):
+            low, high = (x.min(0), x.max(0)) if self.whole else (_over(x.min, x.ndim, self.axis), _over(x.max, x.ndim, self.axis))
+            self.low, self.high = (np.minimum(self.low, low), np.maximum(self.high, high)) if self.samples else (low, high)
         flat = np.square(x.reshape(here if rows else 1, -1), dtype=np.float64)
         self.rms += np.sqrt(flat.mean(1)).tolist()
         self.samples += here
 
-    def channels(self) -> tuple[Array, Array]:
-        """(low, high), each (channels,) along `axis`, or one number."""
-        if not self.whole:
-            return self.low, self.high
-        return _over(self.low.min, self.low.ndim, self.axis), _over(self.high.max, self.high.ndim, self.axis)
+    def along(self, axis: int | None) -> tuple[Array, Array]:
+        """(low, high), each (channels,) along that axis, or one number where that is not known."""
+        if self.whole:
+            return _over(self.low.min, self.low.ndim, axis), _over(self.high.max, self.high.ndim, axis)
+        return (self.low, self.high) if axis == self.axis else (self.low.min(), self.high.max())
 
 
 def _over(reduce: Callable[..., Array], rank: int, axis: int | None) -> Array:
