@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import simplify
-from hasten.errors import BadInput
+from hasten.errors import BadInput, CheckFailed
 from hasten.graph import Array
 from hasten.measure.compare import metric_difference
 from hasten.measure.judge import predict
@@ -172,7 +172,10 @@ def _chosen(model: Model, settings: DropIdle, found: Sequence[Finding], judge: _
 
     def wrong(without_these: Sequence[Finding]) -> str:
         some = [f for f in chosen if f not in without_these]
-        return judge.on("validate", without(model, settings, some)).broken if some else ""
+        try:
+            return judge.on("validate", without(model, settings, some)).broken if some else ""
+        except (CheckFailed, WorkerFailed) as e:
+            return f"it does not run: {e}"
 
     while why := wrong(()):
         culprit = simplify.culprit_of(chosen, wrong)
@@ -196,11 +199,14 @@ class _Judge:
         self.known: dict[str, Array] = {}
 
     def on(self, split: str, model: Model) -> Judged:
-        """Raises BadInput where a model does not run."""
+        """Raises BadInput where the original does not run, WorkerFailed where the model does not."""
         samples = self.task.validate if split == "validate" else self.task.test
         assert samples is not None, "a task with data has all splits"
         if split not in self.known:
-            self.known[split] = self._outputs(self.original, samples)
+            try:
+                self.known[split] = self._outputs(self.original, samples)
+            except WorkerFailed as e:
+                raise BadInput(f"the model can't be run on the data: {e}") from e
         before, after = self.known[split], self._outputs(model, samples)
         labels = samples.labels if samples.labels is not None else before
         metric = decide(self.task.metric, before, labels)
@@ -214,7 +220,4 @@ class _Judge:
         model.save(path)
         fixed = next((p.shape[0] for p in model.inputs if p.shape and isinstance(p.shape[0], int)), None)
         target = Target(cores(), fixed or BATCH)
-        try:
-            return predict(Subject("onnxruntime", path, target), samples, self.task.output, target.batch)
-        except WorkerFailed as e:
-            raise BadInput(f"the model can't be run on the data: {e}") from e
+        return predict(Subject("onnxruntime", path, target), samples, self.task.output, target.batch)

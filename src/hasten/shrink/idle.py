@@ -243,7 +243,7 @@ class _Values:
         if seen is None or bounds is None or not seen.samples or node in self.gone:
             return
         low, high = float(seen.low.min()), float(seen.high.max())
-        if not (bounds[0] <= low and high <= bounds[1]):
+        if not (bounds[0] <= low and high <= bounds[1] and np.isfinite([low, high]).all()):
             return
         says = f"{node.op_type} never acts: its input is from {low:.4g} to {high:.4g}"
         if guarded := _guarded(node.outputs[0]):
