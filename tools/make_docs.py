@@ -493,7 +493,22 @@ def study_table() -> str:
     return f"{said}{table}\n\n![Time of a call against errors, the size as area](study.svg)"
 
 
+def dynamic_table() -> str:
+    """What the data shows to be idle in real models, and what leaving it out brings; the last line of each model counts."""
+    last = {r["model"]: r for r in _lines("dynamic")}
+    rows = []
+    for model, r in last.items():
+        applied, undone = (", ".join(f"{count} {kind}" for kind, count in r[key].items()) or "none" for key in ("applied", "undone"))
+        metric, before, after, _ = r["judged"].get("test", ("", None, None, None))
+        judged = "" if before is None else f"{metric} {before:.4f} → {after:.4f}"
+        macs, bytes_ = (f"−{1 - after / before:.1%}" if after < before else "" for before, after in (r["macs"], r["bytes"]))
+        speed = f"× {r['speed']['onnxruntime']:.2f}" if "onnxruntime" in r["speed"] else ""
+        rows.append((model, r["samples"], applied, undone, macs, bytes_, judged, speed))
+    return _table(("model", "samples", "left out", "undone", "MACs", "weights", "on test", "onnxruntime"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "dynamic": dynamic_table,
     "results": results_table,
     "accuracy": accuracy_table,
     "provable": provable_table,

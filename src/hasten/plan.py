@@ -103,6 +103,14 @@ TECHNIQUES = (
     Row("push_transposes", "passes", Phase.CLEAN, Effect.ROUNDING, "Cancel the Transposes around channels-last layers."),
     Row("fold_activations", "passes", Phase.CLEAN, Effect.EQUIVALENT, "Merge successive Relu and Clip, and Pad into Conv."),
     Row(
+        "drop_idle",
+        "shrink",
+        Phase.SHRINK,
+        Effect.LOSSY,
+        "Leave out what real data shows to be constant, dead or without effect.",
+        observes=True,
+    ),
+    Row(
         "prune_channels",
         "shrink",
         Phase.SHRINK,

@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -54,6 +54,8 @@ ENABLES = {
 CHECKED_RUNTIMES = ("onnxruntime-plain", "onnxruntime", "openvino")
 FLOOR = 0.03
 """A ratio within this of 1 is no gain, however quiet the machine."""
+
+Site = TypeVar("Site", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _pass(row: plan.Row, bench: _Bench, feeds: Sequence[Mapping[str, Array]] | N
         return
     made, done = attempt(tuple(undone))
     while bench.checked and made is not model and (wrong := _wrong(row, model, made, feeds, spent)):
-        culprit = _culprit(done, lambda without: _wrong(row, model, attempt((*undone, *without))[0], feeds, spent))
+        culprit = culprit_of(done, lambda without: _wrong(row, model, attempt((*undone, *without))[0], feeds, spent))
         if culprit is None or len(undone) == MOST_UNDONE:
             voice().say(f"{row.verb} is undone as a whole: {wrong}")
             undone[row.verb] = wrong
@@ -250,10 +252,10 @@ def _wrong(row: plan.Row, before: Model, after: Model, feeds: Sequence[Mapping[s
     return ""
 
 
-def _culprit(done: Sequence[str], wrong: Any) -> str | None:
-    """The node at which the first wrong rewrite happened, by bisection; None if it is wrong without any of them, too.
+def culprit_of(done: Sequence[Site], wrong: Callable[[Sequence[Site]], Any]) -> Site | None:
+    """The site (the node of a pass) at which the first wrong rewrite happened, by bisection; None if it is wrong without any of them, too.
 
-    `wrong`: what is wrong if the pass leaves those nodes alone. Wrong with the first `high` rewrites, right with the first `low`.
+    `wrong`: what is wrong if those sites are left alone. Wrong with the first `high` rewrites, right with the first `low`.
     """
     sites = list(dict.fromkeys(done))
     if not sites or wrong(sites):
@@ -292,27 +294,33 @@ def measured(found: Simplified, original: Model, target: Target, feeds: dict[str
 
     The passes are timed as in the first round, one after the other; a last column is the whole.
     """
-    from hasten.measure.beside import ratios_beside
-
     steps = [original]
     for verdict in found.verdicts:
         row = plan.row(verdict.technique)
         refused = [node for node, _ in verdict.undone]
         with rewrites(refused):
             steps.append(row.apply(steps[-1], plan.make_settings(row.name, {}), None) if row.verb not in refused else steps[-1])
-    speeds: dict[str, list[float]] = {}
-    for name in CHECKED_RUNTIMES:
-        models = [*steps[1:], found.model]
-        if any(runtimes.get(name).unsupported(m, target) for m in (original, *models)):
-            continue
-        with contextlib.suppress(OutOfResources):
-            speeds[name] = [1 / r for r in ratios_beside(original, [original, *models], name, target, feeds)]
-    floor = max([FLOOR, *(abs(s[0] - 1) for s in speeds.values())])
+    speeds, floor = speeds_beside(original, [*steps[1:], found.model], target, feeds)
     verdicts = []
     for i, verdict in enumerate(found.verdicts, 1):
         gains = {name: s[i] / (s[i - 1] if i > 1 else 1.0) for name, s in speeds.items()}
         verdicts.append(dataclasses.replace(verdict, speed=gains, says=_says(verdict.technique, gains, floor)))
     return dataclasses.replace(found, verdicts=tuple(verdicts), speed={name: s[-1] for name, s in speeds.items()}, floor=floor)
+
+
+def speeds_beside(
+    original: Model, models: Sequence[Model], target: Target, feeds: dict[str, Array]
+) -> tuple[dict[str, list[float]], float]:
+    """(by runtime: how many times faster than the original it is itself, then each of the models; the noise floor)."""
+    from hasten.measure.beside import ratios_beside
+
+    speeds: dict[str, list[float]] = {}
+    for name in CHECKED_RUNTIMES:
+        if any(runtimes.get(name).unsupported(m, target) for m in (original, *models)):
+            continue
+        with contextlib.suppress(OutOfResources):
+            speeds[name] = [1 / r for r in ratios_beside(original, [original, *models], name, target, feeds)]
+    return speeds, max([FLOOR, *(abs(s[0] - 1) for s in speeds.values())])
 
 
 def _says(technique: str, gains: Mapping[str, float], floor: float) -> str:

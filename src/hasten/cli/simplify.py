@@ -16,12 +16,16 @@ from hasten.cli.options import (
     JsonOpt,
     LabelOpt,
     LabelsOpt,
+    LowerOpt,
+    MetricOpt,
     ModelArg,
     OutOpt,
     PreprocessOpt,
     QuietOpt,
     ShapeOpt,
+    TestOpt,
     ThreadsOpt,
+    is_given,
     names,
     print_json,
     print_line,
@@ -34,8 +38,14 @@ from hasten.errors import BadInput
 CHECKED = 8
 """Samples of the data that every pass is checked on."""
 
+DYNAMIC = "Dynamic"
+"""The panel of the options that go with --dynamic."""
+
+WITH_DYNAMIC = ("max_drop", "min_agreement", "test", "metric", "lower_is_better")
+
 
 def simplify(
+    context: typer.Context,
     model: ModelArg,
     out: OutOpt = None,
     data: DataOpt = None,
@@ -46,6 +56,21 @@ def simplify(
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time each pass, with onnxruntime's own optimisation off and on.")
     ] = True,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic", help="Also leave out what the data shows to be constant, dead or without effect.", rich_help_panel=DYNAMIC
+        ),
+    ] = False,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Drop of the metric that --dynamic may cost, absolute.", rich_help_panel=DYNAMIC)
+    ] = 0.01,
+    min_agreement: Annotated[
+        float, typer.Option("--min-agreement", help="Without labels: agreement with the original to keep.", rich_help_panel=DYNAMIC)
+    ] = 0.98,
+    test: TestOpt = None,
+    metric: MetricOpt = "accuracy",
+    lower_is_better: LowerOpt = False,
     labels: LabelsOpt = None,
     label: LabelOpt = None,
     preprocess: PreprocessOpt = None,
@@ -58,44 +83,71 @@ def simplify(
 ) -> None:
     """Remove, merge and reorder what a graph computes in vain; nothing that it gives changes. Each pass is checked, and says what it brings.
 
-    A rewrite that changes a result is found, undone and named. Without -o nothing is written: the table alone.
+    A rewrite that changes a result is found, undone and named. Without -o nothing is written: the table alone. With --dynamic also
+    what never changes or has no effect on real samples goes, within a budget of accuracy: that is lossy.
 
     [bold]hasten simplify model.onnx -o simple.onnx[/]
 
     [bold]hasten simplify lenet.onnx -o simple.onnx --data mnist/ --no-timing[/]
+
+    [bold]hasten simplify lenet.onnx -o simple.onnx --data mnist/ --dynamic --max-drop 0.005[/]
     """
     from hasten import check as checking
     from hasten import doors
+    from hasten import dynamic as idling
     from hasten import simplify as simplifying
     from hasten.measure.judge import timing_feeds
     from hasten.measure.machine import cores
+    from hasten.report.dynamic import show_dynamic
     from hasten.report.simplified import show_simplified
     from hasten.runtimes import Target
+    from hasten.search.budget import Budget
+    from hasten.shrink.drop_idle import DropIdle
 
     if only and also:
         raise BadInput("--only and --also both came; name all passes in --only")
     rows = simplifying.passes(names(only), names(leave), names(also))
-    if not check and data is not None and not timing:
+    if dynamic and data is None:
+        raise BadInput(
+            "--dynamic came without --data, and only data shows what never changes; give --data, some hundreds of samples at least"
+        )
+    if not dynamic and (alone := [o for o in WITH_DYNAMIC if is_given(context, o)]):
+        raise BadInput(
+            f"--{alone[0].replace('_', '-')} came without --dynamic, and nothing would be judged; give --dynamic too, or leave it out"
+        )
+    budget = Budget(max_drop=max_drop, min_agreement=min_agreement)
+    if not check and data is not None and not timing and not dynamic:
         raise BadInput("--data came with --no-check and --no-timing, and nothing would look at it; leave it out")
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise BadInput(f"{out} can't be written (there is no folder {Path(out).parent}); give a place that can")
+    idle = None
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         opened = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private), check=check).model
-        task = DataOptions(data, None, labels, label, preprocess).task()
+        task = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better).task()
         bound = task.bind(opened) if task is not None else None
         fixed = next((p.shape[0] for p in opened.inputs if p.shape and isinstance(p.shape[0], int)), None)
         feeds = [next(iter(bound.validate.batches(fixed or CHECKED)))] if bound is not None and bound.validate is not None else None
-        if timing:
-            timed_on = timing_feeds(bound.validate if bound else None, fixed or 1, checking.random_feeds(opened, fixed or 1))
-            found = simplifying.never_slower(opened, rows, feeds, check, Target(threads or cores(), fixed or 1), timed_on)
+        target = Target(threads or cores(), fixed or 1) if timing else None
+        timed_on = timing_feeds(bound.validate if bound else None, fixed or 1, checking.random_feeds(opened, fixed or 1)) if timing else {}
+        if target is not None:
+            found = simplifying.never_slower(opened, rows, feeds, check, target, timed_on)
         else:
             found = simplifying.simplify(opened, rows, feeds, check)
+        if dynamic and bound is not None:
+            clock = idling.Clock(target, timed_on) if target is not None else None
+            idle = idling.within_budget(
+                found.model, opened, bound, DropIdle(), budget, lambda m: simplifying.simplify(m, rows, feeds, check).model, clock
+            )
+    made = found.model if idle is None else idle.model
     if out is not None:
-        save(found.model, out)
+        save(made, out)
     if as_json:
-        print_json(found.to_json() | {"out": out})
+        print_json(found.to_json() | ({} if idle is None else {"dynamic": idle.to_json()}) | {"out": out})
         return
     show_simplified(found)
+    if idle is not None:
+        show_dynamic(idle)
     if out is not None:
-        print_line(f"{out}: {found.after.nodes} nodes of {found.before.nodes}, {Path(out).stat().st_size} bytes")
+        nodes = simplifying.Size.of(made).nodes
+        print_line(f"{out}: {nodes} nodes of {found.before.nodes}, {Path(out).stat().st_size} bytes")

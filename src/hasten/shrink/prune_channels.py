@@ -124,7 +124,7 @@ def prune_channels(model: Model, settings: PruneChannels, task: BoundTask | None
     seen = (task.observation if task is not None else None) or observe(model, settings, task)
     if seen["data"] is not None:
         check_same("prune-channels", seen["data"], task, settings.samples)
-    coupled = _coupled(model)
+    coupled = coupled_of(model)
     made, dropped = _made(coupled, seen["kept"], seen["left_out"])
     skipped = [*coupled.frozen, *(Skip("", note) for note in seen["notes"])]
     if seen["data"] is not None:
@@ -168,7 +168,7 @@ def _once(key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
 
 def _observed(model: Model, settings: PruneChannels, task: BoundTask | None) -> dict[str, Any]:
     data = task is not None and task.calibrate is not None
-    coupled = _coupled(model)
+    coupled = coupled_of(model)
     allowed = _allowed(coupled, settings)
     space_ = space(coupled, allowed, settings.multiple, settings.blocks and settings.scope == "global" and not settings.only)
     if not space_.units:
@@ -209,8 +209,11 @@ def _observed(model: Model, settings: PruneChannels, task: BoundTask | None) -> 
     return {"kept": kept, "left_out": out, "notes": notes}
 
 
-def _coupled(model: Model) -> Coupled:
-    # Exports compute shapes and transposed weights while running; folded, a channel can be followed through them.
+def coupled_of(model: Model) -> Coupled:
+    """The groups of the model with its constants folded.
+
+    Exports compute shapes and transposed weights while running; folded, a channel can be followed through them.
+    """
     return couple(fold_constants(model, FoldConstants(), None))
 
 

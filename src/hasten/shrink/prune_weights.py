@@ -102,7 +102,7 @@ def prune_weights(model: Model, settings: PruneWeights, task: BoundTask | None) 
     chosen, skipped = _chosen(model, settings)
     before = {w.name: w.matrix(_array(graph, w)) for w in chosen}
     if settings.method == "sparsegpt":
-        after = {w.name: _unpacked(_seen(seen, "weights", w), before[w.name]) for w in chosen}
+        after = {w.name: from_text(_seen(seen, "weights", w), before[w.name]) for w in chosen}
     else:
         scores = {name: np.abs(m) for name, m in before.items()}
         if settings.method == "wanda":
@@ -146,7 +146,7 @@ def observe(model: Model, settings: PruneWeights, task: BoundTask | None) -> dic
             matrix = w.matrix(_array(graph, w))
             parts = matrix.reshape(-1, w.height, matrix.shape[1])
             solved = [solve(part, h, settings.form, settings.share) for part, h in zip(parts, hessians.pop(w.name).second, strict=True)]
-            found[w.name] = _packed(np.concatenate(solved).astype(matrix.dtype))
+            found[w.name] = as_text(np.concatenate(solved).astype(matrix.dtype))
     return {"weights": found}
 
 
@@ -234,14 +234,14 @@ def _seen(seen: dict[str, Any], kind: str, w: Weight) -> Any:
     return seen[kind][w.name]
 
 
-def _packed(matrix: Array) -> dict[str, str]:
+def as_text(matrix: Array) -> dict[str, str]:
     """Which of its numbers are not zero, and these, as compressed text."""
     kept = matrix != 0
     parts = {"kept": np.packbits(kept).tobytes(), "values": matrix[kept].tobytes()}
     return {key: base64.b64encode(zlib.compress(data)).decode() for key, data in parts.items()}
 
 
-def _unpacked(packed: dict[str, str], like: Array) -> Array:
+def from_text(packed: dict[str, str], like: Array) -> Array:
     """The inverse, for a matrix of that shape and type."""
     data = {key: zlib.decompress(base64.b64decode(text)) for key, text in packed.items()}
     kept = np.unpackbits(np.frombuffer(data["kept"], np.uint8), count=like.size).astype(bool)

@@ -87,7 +87,7 @@ class _Sums:
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self.bias, self.shifts = _bias_of(layer)
+        self.bias, self.shifts = bias_of(layer)
         w = layer.matrices().astype(np.float64)
         if self.shifts:
             array = None if self.bias is None else constant(self.bias)
@@ -126,16 +126,16 @@ class _Sums:
         if best is None:
             return "not refitted: no least-squares solution was better on held out samples"
         matrices, vector = (best[:, :, :-1], best[:, :, -1].reshape(-1)) if self.shifts else (best, None)
-        _hold(self.layer.weight, self.layer.weight_of(matrices))
+        hold(self.layer.weight, self.layer.weight_of(matrices))
         if vector is not None and self.bias is not None:
-            _hold(self.bias, vector.astype(self.layer.array.dtype))
+            hold(self.bias, vector.astype(self.layer.array.dtype))
         elif vector is not None:
             self.layer.node.resize_inputs(3)
             self.layer.node.replace_input_with(2, add_weight(graph, f"{self.layer.name}_bias", vector.astype(self.layer.array.dtype)))
         return None
 
 
-def _bias_of(layer: Layer) -> tuple[ir.Value | None, bool]:
+def bias_of(layer: Layer) -> tuple[ir.Value | None, bool]:
     """(the vector that is added to the layer's output, its own or of the Add behind it; whether there is one or a place for one)."""
     if layer.bias is None and layer.node.op_type in ("Conv", "Gemm"):
         return None, True
@@ -150,7 +150,8 @@ def _bias_of(layer: Layer) -> tuple[ir.Value | None, bool]:
     return value, True
 
 
-def _hold(value: ir.Value, array: Array) -> None:
+def hold(value: ir.Value, array: Array) -> None:
+    """Let an initializer hold other numbers."""
     array = np.ascontiguousarray(array)
     array.flags.writeable = False
     assert value.const_value is not None
