@@ -21,8 +21,8 @@ FORMAT = 1
 """Version of plan.json."""
 
 
-NOT_THE_RESULT = ("seconds", "workers")
-"""Settings of a training that say how long or with how many hands, and not what comes out: with others it may be gone on with."""
+NOT_THE_RESULT = ("seconds", "workers", "device")
+"""Settings of a training that say how long, where or with how many hands, and not what comes out: with others it may be gone on with."""
 
 
 class Phase(enum.IntEnum):
@@ -151,6 +151,8 @@ TECHNIQUES = (
     ),
     Row("fold_affine", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant biases and scales into the layer before them."),
     Row("fold_batchnorm", "passes", Phase.FOLD, Effect.ROUNDING, "Fold batch norm into the convolution or product before it."),
+    Row("fold_scales", "passes", Phase.FOLD, Effect.ROUNDING, "Fold constant scales and shifts into the layer that reads them."),
+    Row("merge_linear", "passes", Phase.FOLD, Effect.ROUNDING, "Two layers with nothing between them become one, where that costs less."),
     Row("merge_siblings", "passes", Phase.FOLD, Effect.ROUNDING, "Layers that read the same value become one and a Split."),
     Row("order_nodes", "passes", Phase.FOLD, Effect.EQUIVALENT, "An order of the nodes in which less memory is needed at once."),
     Row("to_float16", "passes", Phase.QUANTIZE, Effect.LOSSY, "Store and compute in 16-bit floats."),

@@ -1,5 +1,6 @@
 """Candidates that must be trained: timed before, trained where they can win, within the time that is left."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -134,3 +135,16 @@ model.fit(x, arrays["y_train"], batch_size=32, epochs=15, verbose=0)
 model.save({source!r})
 np.savez({said!r}, outputs=model.predict(x_test, verbose=0))
 """
+
+
+def test_one_lucky_timing_does_not_keep_a_student_from_being_trained(digits_cnn, digits, tmp_path, monkeypatch):
+    """The better graph looks 20 times as fast at first and is not faster at all, so a student of 3 times the speed has its chance."""
+    usual, lucky = judge.time_once, iter((20.0,))
+
+    def time_once(subject, feeds, percentile=50.0):
+        found = usual(subject, feeds, percentile)
+        return dataclasses.replace(found, seconds=found.seconds / next(lucky, 1.0)) if subject.path.stem == "graph" else found
+
+    monkeypatch.setattr(judge, "time_once", time_once)
+    assert run(digits_cnn, digits, tmp_path / "out").best.recipe == "distilled narrow 0.5"
+    assert next(lucky, None) is None

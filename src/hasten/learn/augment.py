@@ -1,7 +1,7 @@
 """augment: random changes of pictures that keep their meaning. AUGMENTATIONS is the whole list; `file.py:function` is the user's own.
 
-Each takes pictures (N, C, H, W) and a generator and gives pictures of the same shape; every picture of a batch gets its own draw. Mixup is another
-matter: it changes samples of any kind, and their labels with them.
+Each takes pictures (N, C, H, W), on any device, and a generator of the CPU, and gives pictures of the same shape; every picture of a batch gets
+its own draw. Mixup is another matter: it changes samples of any kind, and their labels with them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hasten import pyfile
 from hasten.errors import BadInput
+from hasten.learn.device import beside
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -33,19 +34,20 @@ def crop(x: Tensor, by: float, generator: torch.Generator) -> Tensor:
 
 def flip(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Mirrored left to right with probability `share`."""
-    mirrored = torch.rand(len(x), generator=generator) < share
+    mirrored = beside(torch.rand(len(x), generator=generator) < share, x)
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 
 def rotate(x: Tensor, by: float, generator: torch.Generator) -> Tensor:
     """Turned by up to `by` degrees about the centre, bilinear; the edge is repeated."""
     angle = (torch.rand(len(x), generator=generator) * 2 - 1) * math.radians(by)
-    return _warped(x, angle.cos(), angle.sin())
+    return _warped(x, beside(angle.cos(), x), beside(angle.sin(), x))
 
 
 def zoom(x: Tensor, by: float, generator: torch.Generator) -> Tensor:
     """Enlarged or shrunk by up to the share `by`, bilinear; the edge is repeated."""
     factor = 1 + (torch.rand(len(x), generator=generator) * 2 - 1) * by
+    factor = beside(factor, x)
     return _warped(x, factor, torch.zeros_like(factor))
 
 
@@ -78,7 +80,7 @@ class Mixed:
     partner: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.mul(self.share).add_(x[self.partner], alpha=1 - self.share)
+        return x.mul(self.share).add_(x[beside(self.partner, x)], alpha=1 - self.share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _moved(x: Tensor, by: int, generator: torch.Generator, border: Callable[[Ten
     offsets = torch.randint(-by, by + 1, (2, count, 1), generator=generator)
     rows = border(torch.arange(height) + offsets[0], height)
     columns = border(torch.arange(width) + offsets[1], width)
-    at = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, height * width)
+    at = beside((rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, height * width), x)
     return x.reshape(count, channels, -1).gather(2, at.expand(-1, channels, -1)).reshape(x.shape)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hasten.errors import BadInput
 from hasten.learn.augment import Change, Mixed, Mixup
+from hasten.learn.device import beside
 from hasten.task import Split
 
 IN_MEMORY = 2 << 30
@@ -52,8 +53,9 @@ class Batches:
         workers: int = 0,
         seed: int = 0,
         share: tuple[int, int] = (0, 1),
+        device: torch.device | None = None,
     ) -> None:
-        """`share`: (rank, processes); each process takes every `processes`-th sample of a batch.
+        """`share`: (rank, processes); each process takes every `processes`-th sample of a batch. `device`: where the batches are made.
 
         Raises BadInput where there are fewer samples than one batch needs, or where an augmentation meets something else than pictures, mixup
         whole numbers.
@@ -62,6 +64,7 @@ class Batches:
         self._changes = tuple(c for c in changes if not isinstance(c, Mixup))
         self._mixup = next((c for c in changes if isinstance(c, Mixup)), None)
         self._seed, (self._rank, self._processes) = seed, share
+        self._device = device or torch.device("cpu")
         if len(split) < size:
             raise BadInput(
                 f"the training data has {len(split)} samples, fewer than one batch of {size}; give more data or a smaller --batch"
@@ -73,7 +76,7 @@ class Batches:
         if self._mixup and (whole := [name for name in inputs if first[name].dtype.kind != "f"]):
             raise BadInput(f"mixup blends samples, and the input {whole[0]} is of whole numbers ({first[whole[0]].dtype}); leave it out")
         self._kept = self._all() if len(split) * sum(v.nbytes for v in first.values()) <= IN_MEMORY else None
-        self._labels = None if split.labels is None else torch.from_numpy(np.ascontiguousarray(split.labels))
+        self._labels = None if split.labels is None else torch.from_numpy(np.ascontiguousarray(split.labels)).to(self._device)
 
     @property
     def steps(self) -> int:
@@ -97,12 +100,13 @@ class Batches:
                 yield batch
 
     def _batch(self, positions: NDArray[np.intp], epoch: int, step: int) -> Batch:
+        at = torch.from_numpy(positions).to(self._device)
         if self._kept is not None:
-            feeds = tuple(tensor[torch.from_numpy(positions)] for tensor in self._kept)
+            feeds = tuple(tensor[at] for tensor in self._kept)
         else:
             taken = self._split.samples.take(self._split.indices[positions])
-            feeds = tuple(torch.from_numpy(np.ascontiguousarray(taken[name])) for name in self._inputs)
-        labels = None if self._labels is None else self._labels[torch.from_numpy(positions)]
+            feeds = tuple(torch.from_numpy(np.ascontiguousarray(taken[name])).to(self._device) for name in self._inputs)
+        labels = None if self._labels is None else self._labels[at]
         mixed: Mixed | None = None
         if self._changes or self._mixup:
             draw = int(np.random.SeedSequence((self._seed, epoch, step, self._rank)).generate_state(1)[0])
@@ -114,11 +118,11 @@ class Batches:
         taught = self._teach(positions, feeds) if self._teach is not None else ()
         if mixed is None or labels is None:
             return Batch(feeds, labels, taught)
-        return Batch(feeds, labels, taught, labels[mixed.partner], mixed.share)
+        return Batch(feeds, labels, taught, labels[beside(mixed.partner, labels)], mixed.share)
 
     def _all(self) -> tuple[Tensor, ...]:
         parts = [self._split.samples.take(self._split.indices[i : i + PIECE]) for i in range(0, len(self._split), PIECE)]
-        return tuple(torch.from_numpy(np.concatenate([p[name] for p in parts])) for name in self._inputs)
+        return tuple(torch.from_numpy(np.concatenate([p[name] for p in parts])).to(self._device) for name in self._inputs)
 
 
 def _changed(x: Tensor, changes: tuple[Change, ...], generator: torch.Generator) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 
 from hasten.errors import BadInput, Unsupported
 from hasten.graph import add_weight
+from hasten.learn.device import beside
 from hasten.learn.operators import OPERATORS, Op
 from hasten.learn.values import DTYPES, FLOATS, tensor_of, to_array, to_tensor
 from hasten.model import OPSET, Model, Skip
@@ -264,6 +265,10 @@ class _Builder:
             result = self.fx.call_module(name, tuple(args))
         else:
             result = self._function(row.run, args, attributes, None if row.many else output)
+            if (
+                not row.many and not any(isinstance(f, torch.fx.Node) for f in found) and self.graph.inputs
+            ):  # Range, say: numbers alone came
+                result = self.fx.call_function(beside, (result, self._first_input()))
         result.meta["onnx"] = node.name
         if node.op_type in ("Shape", "Size") and row is OPERATORS[node.op_type]:
             self.values[output] = _Python(result, ir.DataType.INT64)
@@ -331,12 +336,16 @@ class _Builder:
         found = self.values[value]
         if value not in self.tensors:
             if isinstance(found, _Python):
-                self.tensors[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value]))
+                self.tensors[value] = self.fx.call_function(tensor_of, (found.node, DTYPES[found.dtype.value], self._first_input()))
             elif isinstance(found, torch.Tensor):
                 self.tensors[value] = self._kept(value.name or "constant", found)
             else:
                 return found
         return self.tensors[value]
+
+    def _first_input(self) -> Any:
+        """The node of an input, which says on which device all of it is."""
+        return self.values[self.graph.inputs[0]] if self.graph.inputs else None
 
     def _kept(self, name: str, tensor: Any) -> Any:
         """A parameter or buffer of the module, and the node that reads it."""

@@ -16,7 +16,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from hasten.learn import checkpoint
 from hasten.learn.augment import Mixup, parse
 from hasten.learn.batches import Batch, Batches, Teach, pieces
 from hasten.learn.checkpoint import CHECKPOINT
+from hasten.learn.device import DEVICES, device_of, move
 from hasten.learn.executor import Executor
 from hasten.learn.objective import Objective
 from hasten.learn.parallel import ALONE, Team
@@ -52,6 +53,7 @@ LOOK, COMPILE_PAYS = 12, 90.0
 30 s) and kept where it is faster."""
 
 JUDGED_AT_ONCE = 256
+MEMORY = {"cpu": "resident, of this process", "cuda": "allocated on the GPU"}
 OPTIMIZERS, PRECISIONS, COMPILE = ("adamw", "sgd"), ("float32", "bfloat16"), ("auto", "always", "never")
 
 
@@ -62,11 +64,11 @@ class Loop:
     decay of the moving average of the weights, 0 for none. `patience`: epochs without a better value on `validate` before it stops, 0 for
     never. `until`: the metric's value at which it stops. `seconds`: of training at most, for which the number of steps is cut as soon as it is
     known how long one takes; 0 for no limit. `cuts`: such cuts as a plan remembers them, so that it replays: step:steps, the number of all steps from
-    that step on. `compile`: auto takes torch.compile where it was measured to pay. `augment`: shift:2,
-    crop:4, flip, rotate:10, zoom:0.1, mixup:0.2, or file.py:function. `workers`: threads that make batches ready ahead. `processes`: data-parallel
-    processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from 60 % of the
-    steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of outputs x inputs
-    (4x1). `scope`: layer; global or adaptive for the share of all weights together, under one threshold on the
+    that step on. `device`: cuda trains on a GPU. `compile`: auto takes torch.compile where it was measured to pay. `augment`:
+    shift:2, crop:4, flip, rotate:10, zoom:0.1, mixup:0.2, or file.py:function. `workers`: threads that make batches ready ahead. `processes`:
+    data-parallel processes (torch.distributed), among which a batch is divided. `sparsity`: the share of each layer's weights that are zero from
+    60 % of the steps on, the smallest first, 0 for none. `pattern`: unstructured, N:M (2:4: at most two of four inputs stay), or blocks of
+    outputs x inputs (4x1). `scope`: layer; global or adaptive for the share of all weights together, under one threshold on the
     magnitudes or on layer-adaptive ones (LAMP, arXiv 2010.07611), small first and last layers too.
     """
 
@@ -84,6 +86,7 @@ class Loop:
     seconds: float = 0.0
     cuts: tuple[str, ...] = ()
     precision: str = "float32"
+    device: str = "cpu"
     compile: str = "auto"
     augment: tuple[str, ...] = ()
     workers: int = 0
@@ -109,7 +112,13 @@ class Loop:
             value = getattr(self, name)
             if not 0 <= value < high or (name == "rate" and value == 0):
                 raise BadInput(f"{verb}: {name} is {value}, expected a number {'above' if name == 'rate' else 'from'} 0 below {high:g}")
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("compile", COMPILE), ("scope", SCOPES)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("precision", PRECISIONS),
+            ("device", DEVICES),
+            ("compile", COMPILE),
+            ("scope", SCOPES),
+        ):
             if getattr(self, name) not in known:
                 raise BadInput(f"{verb}: {name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if self.batch % (self.accumulate * self.processes):
@@ -133,6 +142,7 @@ class Loop:
 class Tied(Protocol):
     """Weights that share a number: what makes their gradients one before a step, and them one after it, in tensors by the parameters' names."""
 
+    def tensors(self) -> Iterable[Tensor]: ...
     def share_gradients(self) -> None: ...
     def tie(self, tensors: Mapping[str, Tensor]) -> None: ...
 
@@ -162,6 +172,15 @@ class Trainee:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         return {**self.executor.weights, **{f"more/{k}": v for k, v in self.more.items()}}
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a step computes with, the batch aside."""
+        yield from self.executor.module.parameters()
+        yield from self.executor.module.buffers()
+        yield from self.more.values()
+        yield from self.zeros.masks.values()
+        if self.tied is not None:
+            yield from self.tied.tensors()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +218,8 @@ class _Training:
         self.identity = hashlib.sha256(f"{identity}|{said}".encode()).hexdigest()
         if team.rank == 0 and (settings.patience or settings.until is not None) and (task.validate is None or task.validate.labels is None):
             raise BadInput("--patience and --until want labels to judge by, and there are none; leave them out")
+        self.device = device_of(settings.device, settings.processes)
+        move(trainee.tensors(), self.device)
         torch.set_num_threads(max(1, _threads() // team.size))
         torch.manual_seed(settings.seed)
         self.batches = Batches(
@@ -210,6 +231,7 @@ class _Training:
             workers=settings.workers,
             seed=settings.seed,
             share=(team.rank, team.size),
+            device=self.device,
         )
         self.parameters = trainee.parameters
         self.optimizer = _optimizer(self.parameters, trainee.rates, settings)
@@ -315,7 +337,7 @@ class _Training:
         for piece in pieces(batch, self.pieces):
             if self.trainee.input_gradients:
                 piece.feeds[0].requires_grad_()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
                 outputs = self.forward(*piece.feeds)
             loss = self.trainee.objective(outputs, piece) * (len(piece.feeds[0]) / count)
             loss.backward()
@@ -414,7 +436,7 @@ class _Training:
                         "steps": len(self.losses),
                         "samples": len(self.losses) * self.batches.size,
                         "step_seconds": statistics.median(self.times) if self.times else None,
-                        "peak_memory": peak_memory(),
+                        "peak_memory": self._peak_memory(),
                         "compiled": bool(self.compiled),
                     },
                 )
@@ -476,21 +498,25 @@ class _Training:
         elif self.average is not None:
             self._put(self._tensors(averaged=True))
         self.trainee.executor.module.eval()
+        move(self.trainee.tensors(), torch.device("cpu"))
         trained = Trained(
             self.best_value,
             self.best_epoch,
             -(-self.done // self.batches.steps) if self.batches.steps else 0,
             self.seconds,
             statistics.median(self.times) if self.times else float("nan"),
-            peak_memory(),
+            self._peak_memory(),
             bool(self.compiled),
             tuple(self.cuts),
         )
         if self.team.rank == 0:
-            method = "wall time of all steps, judging aside; median step; peak resident memory of this process"
+            method = f"wall time of all steps, judging aside; median step; peak memory, {MEMORY[self.device.type]}"
             values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in dataclasses.asdict(trained).items()}
             self.records.add(Record("training", "training", "training", method, values))
         return trained
+
+    def _peak_memory(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_memory()
 
     # --- what an interruption must not lose
 
@@ -531,14 +557,14 @@ class _Training:
             )
         self._put(_under("now/", tensors))
         if self.average is not None:
-            self.average = {k: tensors[f"average/{k}"].clone() for k in self.parameters}
+            self.average = {k: tensors[f"average/{k}"].to(self.device, copy=True) for k in self.parameters}
         self.best = _under("best/", tensors) or None
-        self.zeros.restore(_under("mask/", tensors), state["settled"])
+        self.zeros.restore({k: mask.to(self.device) for k, mask in _under("mask/", tensors).items()}, state["settled"])
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
             if kind == "optimizer":
                 field, _, name = rest.partition("/")
-                self.optimizer.state[self.parameters[name]][field] = value
+                self.optimizer.state[self.parameters[name]][field] = value.to(self.device) if value.ndim else value
         self.done, self.steps, self.pieces, self.losses = state["done"], state["steps"], state["pieces"], state["losses"]
         self.cuts = state["cuts"]
         self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
@@ -552,11 +578,12 @@ class _Training:
 def predict(trainee: Trainee, split: Split) -> np.ndarray:
     """The judged output on a split, (N, ...), in eval mode."""
     module, parts = trainee.executor.module, []
+    device = next((t.device for t in trainee.tensors()), torch.device("cpu"))
     module.eval()
     with torch.no_grad():
         for feeds in split.batches(JUDGED_AT_ONCE):
-            tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in trainee.executor.inputs]
-            parts.append(module(*tensors)[trainee.judged].numpy())
+            tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])).to(device) for name in trainee.executor.inputs]
+            parts.append(module(*tensors)[trainee.judged].cpu().numpy())
     module.train()
     return np.concatenate(parts)
 

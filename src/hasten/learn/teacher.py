@@ -1,4 +1,5 @@
 """teacher: what a larger model says of the training samples. It runs in onnxruntime, so it may hold any operator; its gradients come from torch.
+Where the samples are on a GPU it runs there, in torch.
 
 Without augmentation it says the same of a sample in every epoch: then it is asked once, before the training, and its answers are kept.
 """
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.errors import BadInput
-from hasten.learn.executor import Executor, build
+from hasten.learn.executor import Executor, build, refusals
 from hasten.model import Model
 from hasten.task import Split
 from hasten.voice import voice
@@ -45,7 +46,8 @@ class Teacher:
         """`gradients_of`: a value of class scores; its largest one's gradient by the first input is one more answer, the last."""
         self._inputs = _matched(model, inputs)
         self._names = names
-        self._session = _session(model, names)
+        self._model, self._session = model, _session(model, names)
+        self._on_gpu: Executor | None = None
         self._executor = build(model, taps=(gradients_of,)) if gradients_of else None
         if self._executor is not None:
             self._executor.module.eval()
@@ -53,8 +55,8 @@ class Teacher:
 
     def __call__(self, positions: NDArray[np.intp], feeds: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._kept is not None:
-            return tuple(x[torch.from_numpy(positions)] for x in self._kept)
-        return self._ask(feeds)
+            return tuple(x[torch.from_numpy(positions)].to(feeds[0].device) for x in self._kept)
+        return self._ask(feeds) if feeds[0].device.type == "cpu" else self._ask_on_gpu(feeds)
 
     def get_ready(self, split: Split, order: tuple[str, ...], settings: Asking) -> None:
         """Ask once about every sample of the split, where there is something to learn, nothing changes the samples, and the answers can be kept.
@@ -101,6 +103,17 @@ class Teacher:
         given = {name: x.detach().numpy() for name, x in zip(self._inputs, feeds, strict=True)}
         answers = tuple(torch.from_numpy(x) for x in self._session.run(list(self._names), given))
         return answers if self._executor is None else (*answers, self._gradient(feeds))
+
+    def _ask_on_gpu(self, feeds: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """In torch; an operator that torch can't run is one for onnxruntime, on the CPU."""
+        if self._on_gpu is None and not refusals(self._model):
+            self._on_gpu = build(self._model, taps=self._names)
+            self._on_gpu.module.to(feeds[0].device)
+        if self._on_gpu is None or self._executor is not None:
+            return tuple(x.to(feeds[0].device) for x in self._ask(tuple(x.cpu() for x in feeds)))
+        by_name = dict(zip(self._inputs, feeds, strict=True))
+        with torch.no_grad():
+            return tuple(self._on_gpu.module(*(by_name[name] for name in self._on_gpu.inputs))[-len(self._names) :])
 
     def _gradient(self, feeds: tuple[Tensor, ...]) -> Tensor:
         """∂(largest score)/∂(first input), (N, ...)."""

@@ -18,7 +18,7 @@ Cost: a step takes hardly longer than one of `distill`; a few epochs are enough.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -114,6 +114,10 @@ class Clusters:
     def names(self) -> tuple[str, ...]:
         return tuple(self._parameters)
 
+    def tensors(self) -> Iterator[Tensor]:
+        for shared in self._shared.values():
+            yield from (shared.at, shared.codes, shared.first, shared.counts)
+
     def share_gradients(self) -> None:
         """Each weight gets the mean gradient of its cluster."""
         for name, shared in self._shared.items():
@@ -141,7 +145,7 @@ class _Shared:
 
     def put(self, target: Tensor, numbers: Tensor) -> None:
         """Write each cluster's number to all of its places, and zeros between."""
-        filled = torch.zeros(target.numel(), dtype=target.dtype)
+        filled = torch.zeros_like(target).flatten()
         filled[self.at] = numbers.to(target.dtype)[self.codes]
         target.copy_(filled.view(target.shape))
 

@@ -50,9 +50,9 @@ def floats(value: Any) -> tuple[float, ...]:
     return ints(value)
 
 
-def tensor_of(value: Any, dtype: Any) -> Any:
-    """A tensor from a number or a tuple of numbers, for an operator that needs one."""
-    return torch.tensor(value, dtype=dtype)
+def tensor_of(value: Any, dtype: Any, beside: Any = None) -> Any:
+    """A tensor from a number or a tuple of numbers, for an operator that needs one, on the device of the tensor `beside`."""
+    return torch.tensor(value, dtype=dtype, device=None if beside is None else beside.device)
 
 
 def to_tensor(tensor: ir.TensorProtocol) -> Any:

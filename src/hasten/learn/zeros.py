@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from hasten.errors import Refused
 from hasten.history import Skip, Step
+from hasten.learn.device import beside
 from hasten.shrink.masks import Pattern, mask, masks_of_all, pattern_of, share_of
 from hasten.shrink.weights import Weight, small_ends, weights
 
@@ -138,13 +139,13 @@ class Zeros:
 
     def _renew(self, share: float) -> None:
         assert self._goal is not None
-        matrices = [layer.matrix(self._parameters[layer.name].detach().abs().numpy()) for layer in self._layers]
+        matrices = [layer.matrix(self._parameters[layer.name].detach().abs().cpu().numpy()) for layer in self._layers]
         if self._goal.scope == "layer":
             chosen = [mask(m, self._goal.pattern, share) for m in matrices]
         else:
             chosen = masks_of_all(matrices, self._goal.pattern, share, adaptive=self._goal.scope == "adaptive")
         for layer, matrix in zip(self._layers, chosen, strict=True):
-            gone = torch.from_numpy(np.ascontiguousarray(layer.back(matrix)))
+            gone = beside(torch.from_numpy(np.ascontiguousarray(layer.back(matrix))), self._parameters[layer.name])
             self.masks[layer.name] = gone | self._held[layer.name] if layer.name in self._held else gone
 
     def state(self) -> dict[str, Tensor]:

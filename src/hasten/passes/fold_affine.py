@@ -17,9 +17,9 @@ import onnx_ir as ir
 from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place
 from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
+from hasten.passes.products import LAYERS, outputs_of
 from hasten.task import BoundTask
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = ("Add", "Sub", "Mul", "Div")
 
 
@@ -78,24 +78,13 @@ def _per_channel(layer: ir.Node, number: Array, value: ir.Value | None) -> Array
     if value is None or value.shape is None:
         return None
     rank, axis = len(value.shape), 1 if layer.op_type.startswith("Conv") else len(value.shape) - 1
-    channels = _channels(layer)
+    channels = outputs_of(layer)
     if number.ndim > rank:
         return None
     full = number.reshape((1,) * (rank - number.ndim) + number.shape)
     if full.size not in (1, channels) or full.size != full.shape[axis]:
         return None
     return np.broadcast_to(full.ravel(), (channels,))
-
-
-def _channels(layer: ir.Node) -> int:
-    """Output channels of a layer with constant weights."""
-    weight = constant(layer.inputs[1])
-    assert weight is not None
-    if layer.op_type == "ConvTranspose":
-        return int(weight.shape[1]) * layer.attributes.get_int("group", 1)
-    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) != 0):
-        return int(weight.shape[0])
-    return int(weight.shape[-1])
 
 
 def refusal(node: ir.Node, layer: ir.Node) -> str:

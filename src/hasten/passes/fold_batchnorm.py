@@ -17,7 +17,8 @@ import onnx_ir as ir
 from hasten.graph import begin, constant, may_rewrite, settle
 from hasten.model import Model, Skip, Step, all_nodes
 from hasten.own_operators import is_packed
-from hasten.passes.fold_affine import LAYERS, absorb, refusal
+from hasten.passes.fold_affine import absorb, refusal
+from hasten.passes.products import LAYERS
 from hasten.task import BoundTask
 
 

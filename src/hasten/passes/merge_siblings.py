@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from hasten.graph import Array, begin, constant, may_rewrite, settle
 from hasten.model import Model, Skip, Step
+from hasten.passes.products import bias_behind, outputs_of
 from hasten.rewrite import Edit, dims, graph_of, only_reader, plain
 from hasten.task import BoundTask
 
@@ -64,7 +65,7 @@ def _refusal(node: ir.Node) -> str:
         return "its channels are grouped"
     if node.op_type == "MatMul" and (weight.ndim != 2 or dims(node.inputs[0]) is None):
         return "its weights are not a matrix, or the rank of its input is not known"
-    if node.op_type == "Gemm" and (bias := _bias(node)) is not None and bias.shape not in ((_channels(node),), (1, _channels(node))):
+    if node.op_type == "Gemm" and (bias := _bias(node)) is not None and bias.shape not in ((outputs_of(node),), (1, outputs_of(node))):
         return "its bias is not one number per output channel"
     return ""
 
@@ -78,7 +79,7 @@ def _geometry(node: ir.Node) -> tuple[object, ...]:
     attributes = tuple(sorted((a.name, str(a.value)) for a in node.attributes.values()))
     shape = list(weight.shape)
     del shape[_axis(node)]
-    return (attributes, tuple(shape), str(weight.dtype), _addition(node) is None)
+    return (attributes, tuple(shape), str(weight.dtype), bias_behind(node) is None)
 
 
 def _axis(node: ir.Node) -> int:
@@ -86,32 +87,15 @@ def _axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0 else 1
 
 
-def _channels(node: ir.Node) -> int:
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    return int(weight.shape[_axis(node)])
-
-
 def _bias(node: ir.Node) -> Array | None:
     return constant(node.inputs[2]) if len(node.inputs) > 2 else None
-
-
-def _addition(node: ir.Node) -> ir.Node | None:
-    """The Add behind a MatMul that is its bias: one constant per output channel."""
-    if node.op_type != "MatMul" or not only_reader(node.outputs[0]):
-        return None
-    add = next(iter(node.outputs[0].uses())).node
-    if add.op_type != "Add" or not plain(add) or add.graph is not node.graph:
-        return None
-    number = next((c for v in add.inputs if (c := constant(v)) is not None), None)
-    return add if number is not None and number.shape == (_channels(node),) else None
 
 
 def _merge(family: list[ir.Node], edit: Edit) -> None:
     """One layer where the first stood, its bias, and the Split that gives each its own output back."""
     first, graph = family[0], graph_of(family[0])
-    additions = [_addition(n) for n in family]
-    sizes = [_channels(n) for n in family]
+    additions = [bias_behind(n) for n in family]
+    sizes = [outputs_of(n) for n in family]
     weights = [c for n in family if (c := constant(n.inputs[1])) is not None]
     name = first.name or first.op_type
     inputs = [first.inputs[0], edit.weight(first, f"{first.inputs[1].name}_merged", np.concatenate(weights, _axis(first)))]  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ CLEAN: Steps = tuple(
         "fold_activations",
     )
 )
-FOLD: Steps = tuple((name, {}) for name in ("fold_affine", "fold_batchnorm"))
+FOLD: Steps = tuple((name, {}) for name in ("fold_affine", "fold_batchnorm", "fold_scales", "merge_linear"))
 GRAPH: Steps = (*CLEAN, *FOLD)
 
 

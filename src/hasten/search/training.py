@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from typing import Any
 
 from hasten.learn.records import RECORDS, time_to
@@ -25,8 +26,8 @@ from hasten.voice import voice
 WORTH_TRAINING = 0.95
 """A candidate is trained where it promises at most this share of the time of the best that needs no training."""
 
-TIMED_AGAIN = 3
-"""So many of the best that need no training are timed once more before they set the bar."""
+TIMED_AGAIN, ENOUGH = 8, 3
+"""The best that needs no training sets the bar once it was timed so often (ENOUGH); so many timings more there are for it at most."""
 
 RUNGS = 3
 """So often those that do not keep the budget yet are trained on, half as many each time, for twice as long."""
@@ -64,12 +65,17 @@ def train_candidates(run: Run, tried: list[Outcome], baseline: Timing) -> None:
 
 
 def _bar(run: Run, tried: list[Outcome]) -> float:
-    """What a training must promise to reach. The best are timed once more for it: by one lucky timing nothing would be trained."""
-    rivals = sorted((o for o in tried if not o.reason and o.timing), key=lambda o: objective(run, o))
-    for outcome in rivals[:TIMED_AGAIN] if run.budget.objective != "size" else ():
-        timed, ratio = run.screen(outcome.candidate.name, run.subject(outcome.candidate), "screened before training")
-        if not isinstance(timed, Failure):
-            outcome.screened = math.sqrt(outcome.screened * ratio)
+    """What a training must promise to reach. Whatever looks best is timed again for it: by one lucky timing nothing would be trained."""
+    rivals = [o for o in tried if not o.reason and o.timing]
+    ratios = {o.candidate.name: [o.screened] for o in rivals}
+    for _ in range(TIMED_AGAIN if rivals and run.budget.objective != "size" else 0):
+        best = min(rivals, key=lambda o: objective(run, o))
+        name, times = best.candidate.name, len(ratios[best.candidate.name])
+        if times == ENOUGH:
+            break
+        timed, ratio = run.screen(name, run.subject(best.candidate), f"screened before training, {times}")
+        ratios[name].append(best.screened if isinstance(timed, Failure) else ratio)
+        best.screened = statistics.median(ratios[name])
     return min((objective(run, o) for o in rivals), default=math.inf) * WORTH_TRAINING
 
 
