@@ -309,9 +309,9 @@ def measured(found: Simplified, original: Model, target: Target, feeds: dict[str
 
 
 def speeds_beside(
-    original: Model, models: Sequence[Model], target: Target, feeds: dict[str, Array]
+    original: Model, models: Sequence[Model], target: Target, feeds: dict[str, Array], rounds: int = 1
 ) -> tuple[dict[str, list[float]], float]:
-    """(by runtime: how many times faster than the original it is itself, then each of the models; the noise floor)."""
+    """(by runtime: how many times faster than the original it is itself, then each of the models; the noise floor), in `rounds` of processes."""
     from hasten.measure.beside import ratios_beside
 
     speeds: dict[str, list[float]] = {}
@@ -319,7 +319,7 @@ def speeds_beside(
         if any(runtimes.get(name).unsupported(m, target) for m in (original, *models)):
             continue
         with contextlib.suppress(OutOfResources):
-            speeds[name] = [1 / r for r in ratios_beside(original, [original, *models], name, target, feeds)]
+            speeds[name] = [1 / r for r in ratios_beside(original, [original, *models], name, target, feeds, rounds)]
     return speeds, max([FLOOR, *(abs(s[0] - 1) for s in speeds.values())])
 
 

@@ -244,3 +244,37 @@ def test_merge_siblings_convolutions_of_different_width_and_says_why_not():
     made = after("merge_siblings", before)
     assert sorted(operators(made)) == ["Conv", "Conv", "Split"]
     assert [s.why for s in made.history[-1].skipped] == ["no other layer on its input has its attributes and its weights' shape"]
+
+
+@pytest.mark.parametrize("first", ["Flatten <axis = 2> (r)", "Reshape (r, rows)"])
+def test_a_softmax_along_the_last_axis_needs_no_matrix(first):
+    """What the conversion of an old Softmax leaves behind."""
+    weights = {"rows": np.array([10, 3]), "whole": np.array([2, 5, 3])}
+    text = f"r = Relu (x) f = {first} s = Softmax <axis = -1> (f) y = Reshape (s, whole)"
+    assert body("remove_noops", text, weights, "(float[2, 5, 3] x) => (float[2, 5, 3] y)") == ["Relu", "Softmax"]
+
+
+@pytest.mark.parametrize("rows", [[5, 6], [2, 15]])
+def test_a_softmax_of_other_rows_keeps_its_reshapings(rows):
+    weights = {"rows": np.array(rows), "whole": np.array([2, 5, 3])}
+    text = "f = Reshape (x, rows) s = Softmax <axis = -1> (f) y = Reshape (s, whole)"
+    left = body("remove_noops", text, weights, "(float[2, 5, 3] x) => (float[2, 5, 3] y)")
+    assert left == ["Reshape", "Softmax", "Reshape"]
+
+
+@pytest.mark.parametrize(
+    "pool, padded, folds",
+    [
+        ("<kernel_shape = [3, 3], strides = [2, 2]>", [1, 1, 1, 1], True),
+        ("<kernel_shape = [3, 3], pads = [1, 0, 1, 0], count_include_pad = 1>", [1, 2, 0, 1], True),
+        ("<kernel_shape = [3, 3], pads = [1, 0, 1, 0]>", [1, 1, 1, 1], False),
+        ("<kernel_shape = [2, 2]>", [2, 0, 0, 0], False),
+        ("<kernel_shape = [3, 3], ceil_mode = 1>", [1, 1, 1, 1], False),
+    ],
+)
+def test_a_mean_over_windows_takes_the_border_of_zeros(pool, padded, folds):
+    top, left, bottom, right = padded
+    weights = {"pads": np.array([0, 0, top, left, 0, 0, bottom, right])}
+    text = f"p = Pad (x, pads) y = AveragePool {pool} (p)"
+    found = body("fold_activations", text, weights, "(float[N, 2, 7, 7] x) => (float[N, 2, H, W] y)")
+    assert found == (["AveragePool"] if folds else ["Pad", "AveragePool"])

@@ -4,6 +4,7 @@ Removed: Identity and inference Dropout; Cast to the same type; Transpose and Re
 by nothing, Expand and Tile to the same shape; Concat, Sum, Mean, Max or Min of one value, Split into one; reductions over axes of size 1 (their
 shape alone changes); pooling of single elements; the second of two Relus, Abs, Signs, Ceils, Floors, Rounds; two Negs, two Nots.
 Merged: Reshape, Flatten, Squeeze and Unsqueeze in a row (only the last shape counts), Casts where the first loses nothing, Transposes, Slices.
+A Softmax along the last axis needs no matrix: reshapings around it that undo each other go (older opsets knew no other).
 
 A shape is trusted where its sizes are known or its axes bear the same name.
 
@@ -20,7 +21,7 @@ import onnx_ir as ir
 
 from hasten.graph import begin, constant
 from hasten.model import Model, Step
-from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, rewrite, same_dims
+from hasten.rewrite import Dims, Edit, Rule, become, dims, made_by, only_reader, plain, rewrite, same_dims
 from hasten.task import BoundTask
 
 RESHAPERS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -263,6 +264,22 @@ def _pad(node: ir.Node, edit: Edit) -> bool:
     return pads is not None and not pads.any() and _identity(node, edit)
 
 
+def _softmax(node: ir.Node, edit: Edit) -> bool:
+    """Along the last axis, which the reshaping before it leaves whole and the one behind it gives its place back."""
+    before = made_by(node.inputs[0], *RESHAPERS)
+    after = next(iter(node.outputs[0].uses())).node if only_reader(node.outputs[0]) else None
+    if before is None or after is None or after.op_type not in RESHAPERS or not plain(after) or after.graph is not node.graph:
+        return False
+    source, flat = dims(before.inputs[0]), dims(node.inputs[0])
+    if not source or not flat or not isinstance(source[-1], int) or source[-1] != flat[-1] or not same_dims(source, dims(after.outputs[0])):
+        return False
+    if node.attributes.get_int("axis", -1) not in (-1, len(flat) - 1):
+        return False
+    become(node, node.op_type, [before.inputs[0]], {"axis": -1})
+    node.outputs[0].shape = before.inputs[0].shape  # type: ignore[union-attr]
+    return edit.bypass(after, node.outputs[0])
+
+
 def _one_input(node: ir.Node, edit: Edit) -> bool:
     return len(node.inputs) == 1 and _identity(node, edit)
 
@@ -313,6 +330,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "Tile": (_tile,),
     "Slice": (_slice,),
     "Pad": (_pad,),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), (_softmax,)),
     **dict.fromkeys(("Concat", "Sum", "Mean", "Max", "Min"), (_one_input,)),
     "Split": (_split,),
     **dict.fromkeys(("MaxPool", "AveragePool"), (_pool,)),
