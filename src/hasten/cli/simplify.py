@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,8 @@ def simplify(
     only: Annotated[str, typer.Option("--only", help="Passes to run, by commas; all by default.")] = "",
     leave: Annotated[str, typer.Option("--leave", help="Passes to leave out, by commas.")] = "",
     also: Annotated[str, typer.Option("--also", help="Passes that run by choice alone, by commas.")] = "",
+    outputs: Annotated[str, typer.Option("--outputs", help="Outputs to keep, by commas; all by default.")] = "",
+    drop_unused_inputs: Annotated[bool, typer.Option("--drop-unused-inputs", help="Leave out inputs that nothing reads.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Check each pass against the oracle.")] = True,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time each pass, with onnxruntime's own optimisation off and on.")
@@ -98,6 +101,7 @@ def simplify(
     from hasten import simplify as simplifying
     from hasten.measure.judge import timing_feeds
     from hasten.measure.machine import cores
+    from hasten.ports import with_ports
     from hasten.report.dynamic import show_dynamic
     from hasten.report.simplified import show_simplified
     from hasten.runtimes import Target
@@ -123,7 +127,8 @@ def simplify(
     idle = None
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
-        opened = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private), check=check).model
+        whole = doors.load(model, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private), check=check).model
+        opened = with_ports(whole, names(outputs), drop_unused_inputs)
         task = DataOptions(data, test, labels, label, preprocess, metric, lower_is_better).task()
         bound = task.bind(opened) if task is not None else None
         fixed = next((p.shape[0] for p in opened.inputs if p.shape and isinstance(p.shape[0], int)), None)
@@ -140,6 +145,7 @@ def simplify(
                 found.model, opened, bound, DropIdle(), budget, lambda m: simplifying.simplify(m, rows, feeds, check).model, clock
             )
     made = found.model if idle is None else idle.model
+    found = dataclasses.replace(found, before=simplifying.Size.of(whole))
     if out is not None:
         save(made, out)
     if as_json:
