@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import gc
+import importlib.util
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from hasten import check, plan, runtimes
-from hasten.errors import BadInput, CheckFailed, OutOfResources
+from hasten.errors import BadInput, CheckFailed, OutOfResources, Unsupported
 from hasten.facts import at_sizes, facts_of
 from hasten.graph import Array, rewrites
 from hasten.memory import Flow
@@ -93,7 +94,8 @@ class Verdict:
 class Simplified:
     """The model; the verdicts of the passes that changed something or had to be undone; before; seconds of the passes and, apart, of the checks.
 
-    speed: by runtime, of the whole beside the original. floor: the noise of that, the original beside itself.
+    speed: by runtime, of the whole beside the original. floor: the noise of that, the original beside itself. peaks: bytes of activations that lived
+    at once while torch ran the original and the whole in the order of their files; None where it was not measured.
     """
 
     model: Model
@@ -105,6 +107,7 @@ class Simplified:
     checked: bool
     speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
     floor: float = 0.0
+    peaks: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -305,7 +308,20 @@ def measured(found: Simplified, original: Model, target: Target, feeds: dict[str
     for i, verdict in enumerate(found.verdicts, 1):
         gains = {name: s[i] / (s[i - 1] if i > 1 else 1.0) for name, s in speeds.items()}
         verdicts.append(dataclasses.replace(verdict, speed=gains, says=_says(verdict.technique, gains, floor)))
-    return dataclasses.replace(found, verdicts=tuple(verdicts), speed={name: s[-1] for name, s in speeds.items()}, floor=floor)
+    whole = {name: s[-1] for name, s in speeds.items()}
+    return dataclasses.replace(found, verdicts=tuple(verdicts), speed=whole, floor=floor, peaks=_peaks(original, found.model, feeds))
+
+
+def _peaks(before: Model, after: Model, feeds: Mapping[str, Array]) -> tuple[int, int] | None:
+    """Measured in torch, None without it, or where it can't run one of them."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from hasten.learn.live_memory import measured_peak
+
+    try:
+        return measured_peak(before, feeds), measured_peak(after, feeds)
+    except Unsupported:
+        return None
 
 
 def speeds_beside(

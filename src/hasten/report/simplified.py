@@ -28,6 +28,11 @@ def show_simplified(found: Simplified) -> None:
         console.print(
             f"speed: beside the graph before each pass; ORT plain: onnxruntime's own optimisation off; noise floor {found.floor:.1%}"
         )
+    if found.peaks is not None:
+        before, after = found.peaks
+        console.print(
+            f"activations that lived at once while torch ran the file's order, measured: {size(before)} → {size(after)}", markup=False
+        )
     for verdict in found.verdicts:
         if verdict.says:
             console.print(f"{verdict.technique.replace('_', '-')}: {verdict.says}", soft_wrap=True, markup=False)
