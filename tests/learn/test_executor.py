@@ -180,7 +180,7 @@ def test_trained_weights_go_back_by_name_and_leave_the_model_as_it_is():
 
 def test_weights_of_another_model_do_not_go_in():
     made = build(mlp_model())
-    with pytest.raises(BadInput, match=r"weight 'b1' of shape \[128\] can't go back: the model has one of shape \[16\]; give the model"):
+    with pytest.raises(BadInput, match=r"weight 'w1' of shape \[128, 8\] can't go back: the model has one of shape \[16, 8\]; give"):
         made.into(mlp_model(hidden=16))
 
 

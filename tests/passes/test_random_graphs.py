@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hasten import check
 from tests.passes.random_graphs import PASSES, agree, check_passes, graphs, random_graph
 
-COUNT = int(os.environ.get("HASTEN_RANDOM_GRAPHS", "400" if os.environ.get("CI") else "200"))
+COUNT = int(os.environ.get("HASTEN_RANDOM_GRAPHS", "2000" if os.environ.get("CI") else "200"))
 """How many graphs; tools/random_graphs.py runs any number."""
 
 

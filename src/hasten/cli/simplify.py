@@ -93,7 +93,7 @@ def simplify(
 
     [bold]hasten simplify lenet.onnx -o simple.onnx --data mnist/ --no-timing[/]
 
-    [bold]hasten simplify lenet.onnx -o simple.onnx --data mnist/ --dynamic --max-drop 0.005[/]
+    [bold]hasten simplify lenet.onnx -o simple.onnx --data mnist/ --dynamic --max-drop 0.005 --no-timing[/]
     """
     from hasten import check as checking
     from hasten import doors
