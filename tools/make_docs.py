@@ -507,7 +507,23 @@ def dynamic_table() -> str:
     return _table(("model", "samples", "left out", "undone", "MACs", "weights", "on test", "onnxruntime"), rows)
 
 
+def simplify_table() -> str:
+    """Nodes that hasten and its peers leave, and the speed of what they made beside the original; a model's last lines count."""
+    known: dict[str, dict[str, Any]] = {}
+    for r in _lines("simplify"):
+        known.setdefault(r["model"], {}).update(r)
+    tools = ("hasten", "onnxslim", "onnxsim")
+    rows = []
+    for model, r in sorted(known.items()):
+        nodes = [str(r[tool].get("nodes", "failed")) for tool in tools]
+        speeds = [r.get("speed", {}).get(runtime, {}) for runtime in ("onnxruntime-plain", "onnxruntime")]
+        rows.append((model, str(r["before"]), *nodes, *(" / ".join(f"{s[t]:.2f}" if t in s else "–" for t in tools) for s in speeds)))
+    head = ("model", "nodes", *tools, "× speed, optimisation off", "× speed, on")
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "simplify": simplify_table,
     "dynamic": dynamic_table,
     "results": results_table,
     "accuracy": accuracy_table,
