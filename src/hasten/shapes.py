@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from hasten.model import subgraphs
 
-FUSED = ("MultiHeadAttention", "SkipLayerNormalization")
+FUSED = ("MultiHeadAttention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 """Operators of onnxruntime's, which onnx can't infer: what they write (but for means) has the shape of their first input."""
 
 SMALL = 1024

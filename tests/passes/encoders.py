@@ -15,17 +15,30 @@ from hasten.passes.fold_constants import FoldConstants, fold_constants
 WIDTH, HEADS, TOKENS = 32, 4, 8
 
 
-def encoder(gelu: str = "none", attention: str = "by hand"):
-    """Two encoder layers and the mean over the tokens: x (N, 8, 32) → (N, 32); with a mask as second input if attention is `masked`."""
+def encoder(gelu: str = "none", attention: str = "by hand", norm: str = "layer"):
+    """Two encoder layers and the mean over the tokens: x (N, 8, 32) → (N, 32); with a mask as second input if attention is `masked`.
+
+    norm: `layer`; `rms`, torch's own RMS normalization; one `by hand`, as Llama has it.
+    """
     import torch
     from torch import nn
+
+    class ByHand(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.weight = nn.Parameter(1 + torch.rand(width))
+
+        def forward(self, x):
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+    made = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "by hand": ByHand}[norm]
 
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
             self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
             self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.norm_1, self.norm_2 = made(WIDTH), made(WIDTH)
 
         def forward(self, x, bias=None):
             q, k, v = (part(x).reshape(x.shape[0], TOKENS, HEADS, WIDTH // HEADS).transpose(1, 2) for part in (self.q, self.k, self.v))

@@ -224,12 +224,25 @@ class Maker:
         v = self.pick(lambda v: v.rank >= 2 and v.shape[1] != "N" and v.shape[-1] != "N")
         if v is None:
             return
+        k = v.shape[-1]
         if self.chance(0.5):
             self._batch_norm(v)
+        elif self.chance(0.3):
+            self._rms_norm(v)
         else:
-            k = v.shape[-1]
             scale, bias = self.const(self.numbers.uniform(0.5, 2, k)), self.const(self.numbers.uniform(0.5, 2, k))
             self.add("LayerNormalization", [v.name, scale, bias], v.shape, axis=-1, epsilon=0.1)
+
+    def _rms_norm(self, v: Value) -> None:
+        """In pieces; now and then over another axis, without a scale, or with readers of what is in between."""
+        axis, rows = (v.rank - 1, [*v.shape[:-1], 1]) if self.chance(0.8) else (1, [v.shape[0], 1, *v.shape[2:]])
+        squares = self.add("Mul", [v.name, v.name], v.shape, keep=self.chance(0.2))
+        mean = self.add("ReduceMean", [squares.name, self.ints(axis)], rows, keep=False)
+        root = self.add("Sqrt", [self.add("Add", [mean.name, self.const(np.array(0.1))], rows, keep=False).name], rows, keep=False)
+        inverse = self.add("Reciprocal", [root.name], rows, keep=self.chance(0.2))
+        normed = self.add("Mul", [v.name, inverse.name], v.shape, keep=self.chance(0.4))
+        if self.chance(0.8):
+            self.add("Mul", [self.const(self.numbers.uniform(0.5, 2, v.shape[-1])), normed.name], v.shape)
 
     def _batch_norm(self, v: Value) -> None:
         c = v.shape[1]

@@ -166,6 +166,76 @@ def test_a_sum_and_its_norm_become_one_and_the_sum_is_there_for_other_readers():
     assert [s.why for s in after.history[-1].skipped] == ["the two that are summed have other shapes"]
 
 
+RMS = "q = Pow (s, two) v = ReduceMean (q, last) e = Add (v, eps) d = Sqrt (e)"
+RMS_WEIGHTS = {
+    "g": RNG.uniform(0.5, 2, 6), "two": np.array(2.0), "last": np.array([-1]), "first": np.array([1]), "eps": np.array(1e-5),
+    "row": RNG.standard_normal(6), "rows": RNG.standard_normal((4, 1)), "minus": np.array(-1e-9),
+}  # fmt: skip
+
+
+def fused_rms(text: str, results: str = "float[N, 4, 6] y"):
+    before = model_of(f"g (float[N, 4, 6] x, float[N, 4, 6] z) => ({results}) {{ {text} }}", RMS_WEIGHTS)
+    after = fuse_attention(before, FuseAttention(), None)
+    check.legal(after)
+    check.same(before, after, within=check.FLOAT32)
+    assert fuse_attention(after, FuseAttention(), None).history[-1].changed == 0
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (f"s = Add (x, z) {RMS} n = Div (s, d) y = Mul (n, g)", ["Skip"]),
+        (f"s = Add (x, z) {RMS} r = Reciprocal (d) n = Mul (r, s) y = Mul (g, n)", ["Skip"]),
+        (f"s = Add (x, z) {RMS} y = Div (s, d)", ["Skip"]),
+        (f"s = Add (x, z) {RMS} n = Div (s, d) h = Mul (n, g) y = Add (h, s)", ["Skip", "Add"]),
+        (f"s = Add (x, z) {RMS} n = Div (s, d) h = Mul (n, g) u = Relu (s) y = Add (h, u)", ["Skip", "Relu", "Add"]),
+        (f"s = Add (x, z) {RMS} n = Div (s, d) h = Mul (n, g) k = Mul (n, row) y = Add (h, k)", ["Skip", "Mul", "Mul", "Add"]),
+        (
+            f"s = Add (x, z) {RMS} n = Div (s, d) h = Mul (n, g) q2 = Mul (s, s) v2 = ReduceMean (q2, last) e2 = Add (v2, eps) d2 = Sqrt (e2)"
+            " n2 = Div (s, d2) k = Mul (n2, row) y = Add (h, k)",
+            ["Skip", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_sum_and_its_rms_norm_become_one(text, kinds):
+    _, after = fused_rms(text)
+    assert operators(after) == [k.replace("Skip", "SkipSimplifiedLayerNormalization") for k in kinds]
+    assert all(o.shape[1:] == (4, 6) for n in after.ir.graph if n.domain for o in n.outputs if o.name)
+
+
+def test_the_sum_before_an_rms_norm_may_be_an_output():
+    _, after = fused_rms(f"s = Add (x, z) {RMS} n = Div (s, d) y = Mul (n, g)", "float[N, 4, 6] y, float[N, 4, 6] s")
+    assert operators(after) == ["SkipSimplifiedLayerNormalization"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            f"s = Add (x, z) {RMS.replace('last', 'first')} n = Div (s, d) y = Mul (n, g)",
+            "computed over axes [1], here only the last is meant",
+        ),
+        (f"s = Add (x, z) {RMS.replace('eps', 'minus')} n = Div (s, d) y = Mul (n, g)", "ε is -1e-09, which must be positive"),
+        (f"s = Add (x, row) {RMS} n = Div (s, d) y = Mul (n, g)", "the two that are summed have other shapes"),
+        (f"s = Add (x, z) {RMS} n = Div (s, d) h = Mul (n, g) y = Add (h, d)", "d, computed on the way, has other readers"),
+        (f"s = Add (x, z) {RMS.replace('(v, eps)', '(v, v)')} n = Div (s, d) y = Mul (n, g)", None),  # ε is computed
+        (f"s = Add (x, z) {RMS.replace('(s, two)', '(x, two)')} n = Div (s, d) y = Mul (n, g)", None),  # the mean of something else
+        (f"s = Mul (x, z) {RMS} n = Div (s, d) y = Mul (n, g)", None),  # no sum
+    ],
+)
+def test_a_sum_and_another_rms_norm_stay(text, why):
+    before, after = fused_rms(text)
+    assert operators(after) == operators(before)
+    reasons = [s.why for s in after.history[-1].skipped]
+    assert reasons == [] if why is None else why in reasons[0]
+
+
+def test_a_scale_of_another_shape_stays_behind_the_rms_norm():
+    _, after = fused_rms(f"s = Add (x, z) {RMS} n = Div (s, d) y = Mul (n, rows)")
+    assert operators(after) == ["SkipSimplifiedLayerNormalization", "Mul"]
+
+
 CASES = [
     *((attention, exporter) for attention in ("by hand", "masked", "sdpa", "causal") for exporter in ("opset 14", "opset 17", "dynamo")),
     ("layer", "dynamo"),
@@ -188,6 +258,27 @@ def test_every_attention_and_norm_of_torch_is_found(attention, exporter):
         assert not {"Transpose", "Reshape"} & set(kinds)
     if attention == "masked":
         assert kinds.count("Expand") == 1, "one mask for both layers"
+
+
+@pytest.mark.parametrize(("norm", "exporter"), [("rms", "dynamo"), ("by hand", "dynamo"), ("by hand", "opset 14"), ("by hand", "opset 17")])
+def test_every_sum_with_an_rms_norm_of_torch_is_found(norm, exporter, tmp_path):
+    before = exported(encoder(attention="sdpa", norm=norm), examples(), exporter)
+    after = fuse_attention(before, FuseAttention(), None)
+    kinds = operators(after)
+    assert (kinds.count("MultiHeadAttention"), kinds.count("SkipSimplifiedLayerNormalization")) == (2, 4)
+    assert after.history[-1].skipped == () and "Sqrt" not in kinds
+    check.legal(after)
+    check.same(before, after, check.FLOAT32, [feeds(before, 1), feeds(before, 3)])
+    fed, target = feeds(before, 2), Target(1, 2)
+    (wanted,) = check.oracle(before).run(None, fed)
+    for name in ("onnxruntime", "openvino"):
+        assert runtime(name).unsupported(after, target) == ()
+        (found,) = runtime(name).compile(after, target).run(fed).values()
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert "com.microsoft::SkipSimplifiedLayerNormalization" in " ".join(s.why for s in refusals(after))
+    assert (facts(after, batch=2).macs, facts(after, batch=2).unknown) == (facts(before, batch=2).macs, 0)
+    after.save(tmp_path / "fused.onnx")
+    assert load(tmp_path / "fused.onnx").model.to_bytes() == after.to_bytes()
 
 
 def test_a_keras_block_ends_in_the_same_operators(tmp_path):

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import onnx
 import pytest
 
 from hasten import check, plan
@@ -117,6 +118,92 @@ def test_a_scale_per_row_is_no_scale_of_the_norm():
     assert operators(after) == ["LayerNormalization", "Mul", "Add"]
 
 
+SQUARES = "q = Pow (x, two) v = ReduceMean (q, last) e = Add (v, eps) s = Sqrt (e)"
+SPELLED = ["Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+RMS_NORMS = {
+    "as torch writes it": f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, g)",
+    "as the older exporter writes it": f"{SQUARES} r = Div (one, s) n = Mul (x, r) y = Mul (g, n)",
+    "squares as a product": f"{SQUARES.replace('Pow (x, two)', 'Mul (x, x)')} n = Div (x, s) y = Mul (n, g)",
+    "another name of the axis": f"{SQUARES.replace('(q, last)', '(q, third_axis)')} r = Reciprocal (s) n = Mul (x, r) y = Mul (g, n)",
+    "a power": "q = Mul (x, x) v = ReduceMean (q, last) e = Add (eps, v) r = Pow (e, inverse) n = Mul (r, x) y = Mul (n, g)",
+    "root as a power": "q = Mul (x, x) v = ReduceMean (q, last) e = Add (eps, v) r = Pow (e, root) n = Div (x, r) y = Mul (n, g)",
+    "scale first": f"{SQUARES} n = Mul (x, g) y = Div (n, s)",
+    "scale first, by the reciprocal": f"{SQUARES} r = Reciprocal (s) n = Mul (g, x) y = Mul (r, n)",
+    "scale of the reciprocal": f"{SQUARES} r = Reciprocal (s) n = Mul (r, g) y = Mul (x, n)",
+    "scale over the root": f"{SQUARES} n = Div (g, s) y = Mul (x, n)",
+    "scale of three axes": f"{SQUARES} n = Div (x, s) y = Mul (n, g3)",
+    "two scales": f"{SQUARES} n = Div (x, s) h = Mul (n, g) y = Div (h, g3)",
+    "scale and a number": f"{SQUARES} n = Div (x, s) h = Mul (n, g) y = Mul (h, half)",
+    "a number for a scale": f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, half)",
+}
+
+
+@pytest.mark.parametrize("text", RMS_NORMS.values(), ids=RMS_NORMS)
+def test_an_rms_norm_is_spelled_as_runtimes_know_it(text):
+    _, after = fused(text)
+    assert operators(after) == SPELLED
+    power, _, addition, _, division, product = after.ir.graph
+    assert (power.inputs[0].name, division.inputs[0].name) == ("x", "x")
+    assert addition.inputs[1].const_value.numpy() == np.float32(1e-5)
+    assert product.inputs[1].shape == (6,)
+
+
+def test_an_rms_norm_without_a_scale_is_given_none():
+    _, after = fused(f"{SQUARES} r = Reciprocal (s) y = Mul (x, r)")
+    assert operators(after) == SPELLED[:-1]
+
+
+@pytest.mark.parametrize("end", ["n = Div (x, s) y = Mul (n, g)", "n = Div (x, s) y = Mul (g, n)", "y = Div (x, s)"])
+def test_an_rms_norm_that_is_spelled_so_stays(end):
+    before, after = fused(f"{SQUARES} {end}")
+    assert after.history[-1].changed == 0 and after.history[-1].skipped == ()
+    assert operators(after) == operators(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (RMS_NORMS["as torch writes it"].replace("last", "first"), r"computed over axes \[1\], here only the last is meant"),
+        (RMS_NORMS["as torch writes it"].replace("eps", "minus"), "ε is -1e-09, which must be positive"),
+        (f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) y = Add (n, r)", "r, computed on the way, has other readers"),
+        (f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) y = Add (n, v)", "v, computed on the way, has other readers"),
+    ],
+)
+def test_an_rms_norm_that_is_none_stays_and_says_why(text, why):
+    before, after = fused(text)
+    assert operators(after) == operators(before)
+    (skip,) = after.history[-1].skipped
+    assert skip.why.startswith("RMSNormalization: ")
+    assert re.search(why, skip.why)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SQUARES.replace('Pow (x, two)', 'Pow (x, three)')} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, g)",
+        f"{SQUARES.replace('Add (v, eps)', 'Add (v, v)')} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, g)",
+        f"{SQUARES.replace('ReduceMean', 'ReduceMax')} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, g)",
+        f"z = Relu (x) {SQUARES.replace('(x, two)', '(z, two)')} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, g)",
+        f"{SQUARES} r = Reciprocal (s) n = Mul (x, x) y = Mul (n, r)",
+        f"{SQUARES} n = Mul (x, s) y = Mul (n, g)",
+        f"{SQUARES} y = Div (s, x)",
+    ],
+)
+def test_what_only_looks_like_an_rms_norm_stays(text):
+    before, after = fused(text)
+    assert operators(after) == operators(before)
+
+
+def test_a_scale_per_row_is_no_scale_of_the_rms_norm():
+    _, after = fused(f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) y = Mul (n, rows)")
+    assert operators(after) == SPELLED
+
+
+def test_the_scale_is_left_where_what_it_scales_has_other_readers():
+    _, after = fused(f"{SQUARES} r = Reciprocal (s) n = Mul (x, r) h = Mul (n, g) y = Add (h, n)")
+    assert operators(after) == [*SPELLED, "Add"]
+
+
 CUBE = "x2 = Mul (x, x) x3 = Mul (x2, x) c = Mul (cube, x3) i = Add (x, c) u = Mul (slope, i) t = Tanh (u) a = Add (one, t)"
 ACTIVATIONS = {
     "Gelu, torch": ("u = Div (x, root2) t = Erf (u) a = Add (t, one) h = Mul (x, a) y = Mul (h, half)", ["Gelu"], "none"),
@@ -207,6 +294,24 @@ def test_both_exporters_of_torch_end_in_the_same_operators(exporter, gelu):
     assert not {"Erf", "Tanh", "Sqrt", "Pow"} & set(kinds)
     assert after.history[-1].skipped == ()
     check.same(before, after, within=check.FLOAT32)
+
+
+@pytest.mark.parametrize(("norm", "exporter"), [("rms", "dynamo"), ("by hand", "dynamo"), ("by hand", "opset 14"), ("by hand", "opset 17")])
+def test_rms_norms_of_torch_are_one_operator_in_onnxruntime_and_openvino(norm, exporter, tmp_path):
+    import onnxruntime
+    import openvino
+
+    before = exported(encoder(norm=norm), examples(), exporter)
+    after = fuse_operators(before, FuseOperators(), None)
+    assert after.history[-1].skipped == ()
+    check.same(before, after, within=check.FLOAT32)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(after.to_bytes(), options)
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert [n.op_type for n in optimized.graph.node].count("SimplifiedLayerNormalization") == 4
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(after.to_bytes()), "CPU")
+    assert [n.get_rt_info()["layerType"] for n in compiled.get_runtime_model().get_ops()].count("RMS") == 4
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from hasten.graph import scalar
+from hasten.graph import constant, scalar
 
 Terms = dict[tuple[int, ...], float]
 """Exponents of the variables → coefficient: {(1, 0): 0.5, (1, 1): 0.5} is 0.5·x + 0.5·x·T."""
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg", "Pow")
+PRODUCTS = {"Mul": (1, 1), "Div": (1, -1), "Reciprocal": (-1,)}
+"""Operators of products → the exponents of what they read."""
+
 DEPTH, DEGREE = 8, 4
 """No activation is written with more operators in a row, or higher powers."""
 
@@ -74,6 +78,23 @@ def alike(found: Terms | None, wanted: Mapping[tuple[int, ...], float]) -> bool:
     )
 
 
+def factors(value: ir.Value | None, variables: Sequence[ir.Value], depth: int = DEPTH) -> dict[ir.Value, int] | None:
+    """The value as a product of powers of `variables` and of constants, arrays too: exponents, none of them 0. None where it is none."""
+    if value is not None and (value in variables or constant(value) is not None):
+        return {value: 1}
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in PRODUCTS or node.domain != "" or depth == 0:
+        return None
+    powers: collections.Counter[ir.Value] = collections.Counter()
+    for source, sign in zip(node.inputs, PRODUCTS[node.op_type], strict=True):
+        part = factors(source, variables, depth - 1)
+        if part is None:
+            return None
+        for leaf, exponent in part.items():
+            powers[leaf] += sign * exponent
+    return {leaf: exponent for leaf, exponent in powers.items() if exponent}
+
+
 def origins(value: ir.Value | None, depth: int = DEPTH) -> Iterator[ir.Value]:
     """The value and all that it is computed from by arithmetic, numbers aside: what may be its variable. The nearest first."""
     todo, seen = [(value, depth)], set()
@@ -88,8 +109,8 @@ def origins(value: ir.Value | None, depth: int = DEPTH) -> Iterator[ir.Value]:
             todo += [(v, depth - 1) for v in node.inputs]
 
 
-def results(value: ir.Value, depth: int = DEPTH) -> Iterator[ir.Node]:
-    """The node that makes the value, and all that arithmetic makes of it. The nearest first."""
+def results(value: ir.Value, operators: Collection[str] = ARITHMETIC, depth: int = DEPTH) -> Iterator[ir.Node]:
+    """The node that makes the value, and all that arithmetic (or these operators of it) makes of it. The nearest first."""
     node = value.producer()
     if node is None:
         return
@@ -102,4 +123,4 @@ def results(value: ir.Value, depth: int = DEPTH) -> Iterator[ir.Node]:
         yield node
         if depth > 0:
             readers = (use.node for use in node.outputs[0].uses())
-            todo += [(n, depth - 1) for n in readers if n.op_type in ARITHMETIC and n.domain == ""]
+            todo += [(n, depth - 1) for n in readers if n.op_type in operators and n.domain == ""]
