@@ -338,6 +338,30 @@ def test_a_mean_over_windows_takes_the_border_of_zeros(pool, padded, folds):
     assert found == (["AveragePool"] if folds else ["Pad", "AveragePool"])
 
 
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("a = Relu (u) w = Clip (a, low, high)", ["Clip"]),
+        ("a = Clip (u, low, high) w = Relu (a)", ["Clip"]),
+        ("a = Clip (u, , high) b = Clip (a, low) w = Relu (b)", ["Clip"]),
+        ("a = Relu (u) b = Clip (a, low) w = Relu (b)", ["Relu"]),
+        ("a = Clip (u, high, low) w = Relu (a)", ["Clip"]),
+        ("a = Relu (u) b = Clip (a, low, high) w = Add (a, b)", ["Relu", "Clip", "Add"]),
+    ],
+)
+def test_clips_in_a_row_are_one_in_a_function_too_whose_types_are_unknown(text, left):
+    before = model_of(
+        f"""g (float[N, 4] x) => (float[N, 4] y) {{ y = local.f (x) }}
+        {LOCAL} f (u) => (w) {{
+            low = Constant <value = float {{-0.5}}> ()
+            high = Constant <value = float {{0.75}}> ()
+            {text}
+        }}"""
+    )
+    (function,) = after("fold_activations", before).ir.functions.values()
+    assert [n.op_type for n in function if n.op_type != "Constant"] == left
+
+
 @pytest.mark.parametrize("name", ["push_transposes", "remove_noops"])
 def test_an_output_keeps_the_shape_that_the_graph_promises(name):
     """Of what a Loop carries from turn to turn onnx infers no shape."""
