@@ -81,8 +81,9 @@ def mlp_model(seed: int = 0, inputs: int = 8, hidden: int = 128, outputs: int = 
 
 
 def proto_of(text: str, weights: dict[str, np.ndarray] | None = None, opset: int = 21) -> onnx.ModelProto:
-    """A ModelProto from ONNX text and weights (float64 becomes float32)."""
+    """A ModelProto from ONNX text, that of local functions among it, and weights (float64 becomes float32)."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted({f.domain for f in proto.functions}))
     for name, array in (weights or {}).items():
         array = np.asarray(array)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32) if array.dtype == np.float64 else array, name))

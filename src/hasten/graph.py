@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from hasten.model import OPSET, Model, Skip, Step, all_graphs, all_nodes
-from hasten.shapes import infer, infer_missing
+from hasten.shapes import better, infer, infer_missing
 
 Array = NDArray[Any]
 
@@ -139,8 +139,15 @@ def add_weight(graph: ir.Graph, wish: str, array: Array) -> ir.Value:
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read wherever `old` is; where that was an output of the graph, it takes its name too. It must not be an output already."""
+    """Let `new`, which holds the same, be read wherever `old` is, with what is known of either's shape.
+
+    Where `old` was an output of the graph, `new` takes its name too, and the shape that the graph promises. It must not be an output already.
+    """
     output = old.is_graph_output()
+    if not (new.is_graph_input() or new.is_initializer()):
+        new.shape = better(old.shape, new.shape) if output else better(new.shape, old.shape)
+    if new.type is None:
+        new.type = old.type
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     if output:
         name, old.name = old.name, None

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, must_leave, rewrote, settle
+from hasten.graph import Array, must_leave, rewrote, settle, take_place
 from hasten.model import all_nodes
 from hasten.own_operators import DOMAIN
-from hasten.shapes import better
 
 Dims = tuple[int | str | None, ...]
 """A shape: whole numbers, names of dynamic axes, None where nothing is known."""
@@ -38,12 +37,15 @@ class Edit:
                 names |= {node.name, *(o.name for o in node.outputs)}
         return names
 
+    def bodies(self) -> Iterator[ir.Graph]:
+        """The main graph and those of the local functions but hasten's own, whose bodies runtimes know by their form."""
+        yield self.model.graph
+        yield from (f.graph for f in self.model.functions.values() if f.domain != DOMAIN)
+
     def nodes(self) -> Iterator[ir.Node]:
-        """Every node of the main graph, the subgraphs and the local functions but hasten's own, whose bodies runtimes know by their form."""
-        yield from all_nodes(self.model.graph)
-        for function in self.model.functions.values():
-            if function.domain != DOMAIN:
-                yield from all_nodes(function)
+        """Every node of the bodies, those in subgraphs among them."""
+        for body in self.bodies():
+            yield from all_nodes(body)
 
     def sweep(self, rules: Mapping[str, Sequence[Rule]]) -> int:
         """Apply the rules of each node's operator (ONNX's own) until none changes anything; how many did."""
@@ -105,33 +107,20 @@ class Edit:
         return value
 
     def bypass(self, node: ir.Node, new: ir.Value, index: int = 0) -> bool:
-        """Let `new` be read wherever the node's output is; the node goes once nothing reads it. False where that changes nothing."""
+        """Let `new` be read wherever the node's output is; the node goes once nothing reads it. False where that changes nothing.
+
+        An output of a graph that must have a node of its own gets an Identity.
+        """
         old = node.outputs[index]
         if old.is_graph_output() and (new.is_graph_input() or new.is_initializer() or new.is_graph_output() or new.graph is not node.graph):
-            return self._identity(node, old, new)
-        if not (new.is_graph_input() or new.is_initializer()):
-            new.shape = better(old.shape, new.shape) if old.is_graph_output() else better(new.shape, old.shape)
-        if new.type is None:
-            new.type = old.type
-        output = old.is_graph_output()
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        if output:
-            name, old.name = old.name, None
-            new.name = name
+            if node.op_type == "Identity" and plain(node) and node.inputs[0] is new:
+                return False
+            new = self.before(node, "Identity", [new])
+        take_place(old, new)
         if not any(o.uses() or o.is_graph_output() for o in node.outputs):
             graph_of(node).remove(node, safe=True)
-        return True
-
-    def _identity(self, node: ir.Node, old: ir.Value, new: ir.Value) -> bool:
-        """An output that must have a node of its own: an Identity."""
-        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is new:
-            return False
-        if any(o is not old and (o.uses() or o.is_graph_output()) for o in node.outputs):
-            return False
-        if old is not node.outputs[0]:
-            return False
-        become(node, "Identity", [new])
-        node.resize_outputs(1)
+        elif old.name is None:
+            old.name = self.unique(f"{new.name}_unread")
         return True
 
 

@@ -40,25 +40,27 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
 
     Float vectors stay apart: in a model that is to be trained biases, scales and running statistics are alike before the first step only.
     """
-    before = _size(model.ir.graph)
+    before = _size(model.ir)
     edited = begin(model)
     lifted = lift_constants(edited)
     edit = Edit(edited)
     _leave_out(edit)
     _merge_weights(edited.graph)
-    _merge_nodes(edited.graph, edit, {})
+    for body in edit.bodies():
+        _merge_nodes(body, edit, {})
     _leave_out(edit)
-    if before != _size(edited.graph) or lifted:
+    if before != _size(edited) or lifted:
         settle(edited)
     RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
-    changed = before - _size(edited.graph) + lifted
+    changed = before - _size(edited) + lifted
     return model.then(edited, Step("cleanup", dataclasses.asdict(settings), changed))
 
 
-def _size(graph: ir.Graph) -> int:
-    """Nodes and weights."""
-    return sum(1 for _ in all_nodes(graph)) + len(graph.initializers)
+def _size(model: ir.Model) -> int:
+    """Nodes, and weights of the main graph."""
+    bodies = (model.graph, *(f.graph for f in model.functions.values()))
+    return sum(1 for body in bodies for _ in all_nodes(body)) + len(model.graph.initializers)
 
 
 def _leave_out(edit: Edit) -> None:
@@ -109,14 +111,16 @@ def _merge_nodes(graph: ir.Graph, edit: Edit, around: dict[Key, ir.Node]) -> Non
 
 
 def _key(node: ir.Node) -> Key | None:
-    """What two nodes must share to compute the same, None for those that are not compared."""
-    if node.op_type in RANDOM:
+    """What two nodes must share to compute the same, None for those that are not compared: an Identity that is left must be there."""
+    if node.op_type in RANDOM or (node.op_type == "Identity" and node.domain == ""):
         return None
     attributes: list[tuple[str, object]] = []
     for a in node.attributes.values():
         if a.type in (ir.AttributeType.GRAPHS, ir.AttributeType.SPARSE_TENSOR):
             return None
-        if a.type == ir.AttributeType.TENSOR:
+        if a.is_ref():
+            attributes.append((a.name, ("parameter", a.ref_attr_name)))
+        elif a.type == ir.AttributeType.TENSOR:
             tensor = a.as_tensor()
             if tensor.size > LARGEST_ATTRIBUTE or tensor.dtype == ir.DataType.STRING:
                 return None

@@ -7,13 +7,14 @@ Cost: nothing at run time; no data.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
 
 from hasten.graph import apply_rules, begin, constant, scalar, settle
 from hasten.model import Model, Step
-from hasten.rewrite import Edit, made_by, rewrite
+from hasten.rewrite import Edit, become, made_by, only_reader, rewrite
 from hasten.task import BoundTask
 
 CLIPS = ("Relu", "Clip")
@@ -26,20 +27,46 @@ class FoldActivations:
 
 
 def fold_activations(model: Model, settings: FoldActivations, task: BoundTask | None) -> Model:
-    """Apply onnxscript's rules for Relu∘Relu, Clip∘Clip, Relu∘Clip, Clip∘Relu and Conv∘Pad, and our own for AveragePool∘Pad."""
-    from onnxscript.rewriter.rules.common import _fuse_pad_into_conv, _fuse_relus_clips
+    """Apply onnxscript's rules for Conv∘Pad, and our own for AveragePool∘Pad and for Relu and Clip in a row."""
+    from onnxscript.rewriter.rules.common import _fuse_pad_into_conv
 
     edited = begin(model)
-    changed = apply_rules(edited, _fuse_relus_clips.rules, _clips_twice)
-    changed += apply_rules(edited, _fuse_pad_into_conv.rules, _may_pad)
+    changed = apply_rules(edited, _fuse_pad_into_conv.rules, _may_pad)
     if changed:
         settle(edited)
-    changed += rewrite(edited, {"AveragePool": (_padded_mean,)})
+    changed += rewrite(edited, {"AveragePool": (_padded_mean,), **dict.fromkeys(CLIPS, (_clipped_twice,))})
     return model.then(edited, Step("fold_activations", dataclasses.asdict(settings), changed))
 
 
-def _clips_twice(node: ir.Node) -> bool:
-    return node.op_type in CLIPS and made_by(node.inputs[0], *CLIPS) is not None
+def _clipped_twice(node: ir.Node, edit: Edit) -> bool:
+    """min(max(min(max(x, a), b), c), d) = min(max(x, max(a, c)), min(max(b, c), d)); a Relu is a Clip from 0 on."""
+    before = made_by(node.inputs[0], *CLIPS)
+    if before is None or not only_reader(node.inputs[0]):
+        return False
+    first, second = _bounds(before), _bounds(node)
+    if first is None or second is None:
+        return False
+    (a, b), (c, d) = first, second
+    both = (max(a, c), min(max(b, c), d))
+    if both == (0, math.inf):
+        become(node, "Relu", before.inputs[:1])
+        return True
+    known = next(array for n in (before, node) for v in n.inputs[1:] if (array := constant(v)) is not None)
+    name = node.name or "clip"
+    limits = [edit.weight(node, f"{name}_bound", np.array(limit, known.dtype)) if abs(limit) < math.inf else None for limit in both]
+    become(node, "Clip", [before.inputs[0], *limits])
+    return True
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """What a Relu or Clip keeps its values between, None where that is computed."""
+    if node.op_type == "Relu":
+        return 0, math.inf
+    arrays = [None if v is None else constant(v) for v in node.inputs[1:]]
+    if any(v is not None and (array is None or array.size != 1) for v, array in zip(node.inputs[1:], arrays, strict=True)):
+        return None
+    low, high = ([None if array is None else array.item() for array in arrays] + [None, None])[:2]
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _may_pad(node: ir.Node) -> bool:

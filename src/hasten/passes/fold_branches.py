@@ -13,7 +13,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from hasten.graph import begin, constant
+from hasten.graph import begin, constant, take_place
 from hasten.model import Model, Step, all_nodes
 from hasten.rewrite import Edit, Rule, dims, graph_of, rewrite, same_dims
 from hasten.task import BoundTask
@@ -53,7 +53,7 @@ def _if(node: ir.Node, edit: Edit) -> bool:
         if old.uses() or old.is_graph_output():
             through = edit.before(node, "Identity", [new])
             through.shape = new.shape
-            _hand_over(old, through)
+            take_place(old, through)
     graph.remove(node, safe=True)
     return True
 
@@ -67,19 +67,6 @@ def _rename(node: ir.Node, edit: Edit) -> None:
                 value.name = edit.unique(value.name)
 
 
-def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """The new value for the old one, under the old one's name where a graph's caller knows it."""
-    if old.type is not None:
-        new.type = old.type
-    output = old.is_graph_output()
-    if output:
-        new.shape = old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if output:
-        name, old.name = old.name, None
-        new.name = name
-
-
 def _loop(node: ir.Node, edit: Edit) -> bool:
     """A Loop of no turn, without outputs that grow by the turn, gives what goes in."""
     trips, condition = (constant(v) if v is not None else None for v in node.inputs[:2])
@@ -90,7 +77,7 @@ def _loop(node: ir.Node, edit: Edit) -> bool:
     for old, new in zip(list(node.outputs), carried, strict=True):
         if old.uses() or old.is_graph_output():
             assert new is not None
-            _hand_over(old, edit.before(node, "Identity", [new]))
+            take_place(old, edit.before(node, "Identity", [new]))
     graph_of(node).remove(node, safe=True)
     return True
 

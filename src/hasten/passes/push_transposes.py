@@ -277,7 +277,6 @@ def _transpose_output(node: ir.Node, output: ir.Value, perm: Perm) -> None:
     if perm == tuple(range(len(perm))):
         return
     graph, shape, name = _graph(node), output.shape, output.name
-    output.shape = None if shape is None else ir.Shape([shape[i] for i in _inverse(perm)])
     new = _transposed(graph, None, output, perm)
     new.shape = shape
     after = new.producer()
@@ -285,6 +284,7 @@ def _transpose_output(node: ir.Node, output: ir.Value, perm: Perm) -> None:
     graph.insert_after(node, after)
     take_place(output, new)
     after.replace_input_with(0, output)
+    output.shape = None if shape is None else ir.Shape([shape[i] for i in _inverse(perm)])
     output.name = output.name or unique_name(graph, f"{name}_moved")
 
 
