@@ -91,9 +91,12 @@ def timed(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time", action="store_true", help="time what an earlier call made")
+    parser.add_argument("models", nargs="*", help="by name; all by default")
     given = parser.parse_args()
     for path in sorted([*(DATA / "models").glob("*.onnx*"), *BUILT.glob("*.onnx")]):
         name = path.name.split(".onnx")[0]
+        if given.models and name not in given.models:
+            continue
         line = {"model": name, "date": datetime.date.today().isoformat(), **(timed(name) if given.time else counted(name, path))}
         print(json.dumps(line), flush=True)
         with RESULTS.open("a") as file:
