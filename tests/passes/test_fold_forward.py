@@ -86,6 +86,20 @@ def test_a_shift_of_more_axes_goes_into_the_addition_behind():
     assert "no bias that could take the shift" in alone.history[-1].skipped[0].why
 
 
+def test_the_scale_of_an_rms_norm_stays_with_it():
+    weights = {
+        "w": RNG.standard_normal((4, 6)), "c": RNG.standard_normal(4), "two": np.array(2.0), "last": np.array([-1]), "eps": np.array(1e-5)
+    }  # fmt: skip
+    squares = "q = Pow (x, two) v = ReduceMean (q, last) e = Add (v, eps) d = Sqrt (e)"
+    text = "g (float[N, T, 4] x) => (float[N, T, 6] y) {{ {} {} s = Mul (n, c) y = MatMul (s, w) }}"
+    before = model_of(text.format(squares, "n = Div (x, d)"), weights)
+    after = fold_scales(before, FoldScales(), None)
+    assert operators(after) == operators(before)
+    assert "the scale of an RMS normalization" in after.history[-1].skipped[0].why
+    other = model_of(text.format(squares, "z = Relu (x) n = Div (z, d)"), weights)
+    assert operators(fold_scales(other, FoldScales(), None)) == [k for k in operators(other) if k != "Mul"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,9 +3,10 @@
 W (a u + c) + b, with a and c constant per input channel, is (W a) u + (W c + b): the normalisation that a preprocessing left in the graph, the scale
 of a norm whose mean and deviation stay. A convolution that pads takes a scale and no shift: its zeros are not shifted. A shift needs a bias to go to,
 so a MatMul of rows becomes a Gemm, and one of more axes takes the shift where an Add of a constant follows. Computed in float64, stored in the
-weights' type.
+weights' type. The scale of an RMS normalization stays, for onnxruntime makes one operator of it with a scale alone: six pre-normalised layers
+of 64 channels ran at 1.17 of their speed so and at 1.07 with the scales folded (16 tokens, one thread; 256 channels: no difference).
 
-When: pictures scaled in the graph, pre-normalised layers, scales of attention.
+When: pictures scaled in the graph, scales of attention.
 Cost: nothing at run time; no data.
 """
 
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle
 from hasten.model import Model, Skip, Step, all_nodes
+from hasten.passes.fuse_operators import ends_rms_norm
 from hasten.passes.products import LAYERS, bias_behind, bias_of, inputs_of, mixed, own_weights, set_bias, weigh
 from hasten.rewrite import graph_of, keeps_shape, only_reader, plain
 from hasten.task import BoundTask
@@ -38,10 +40,10 @@ def fold_scales(model: Model, settings: FoldScales, task: BoundTask | None) -> M
     for layer in [n for n in all_nodes(edited.graph) if n.op_type in LAYERS and plain(n)]:
         while (scale := _scale_before(layer)) is not None:
             found = _factor_and_shift(scale, layer)
-            if why := "its constant is not one number per channel that the layer reads" if found is None else _refusal(layer, *found):
+            why = "its constant is not one number per channel that the layer reads" if found is None else _refusal(layer, scale, *found)
+            if found is None or why:
                 skipped.append(Skip(scale.name or scale.op_type, why))
                 break
-            assert found is not None
             if not may_rewrite(layer):
                 break
             _absorb(layer, scale, *found)
@@ -84,8 +86,10 @@ def _factor_and_shift(scale: ir.Node, layer: ir.Node) -> tuple[Array, Array] | N
     return (1 / flat, zero) if which == 0 and np.all(flat != 0) else None
 
 
-def _refusal(layer: ir.Node, factor: Array, shift: Array) -> str:
-    """Why a layer can't take them, empty if it can."""
+def _refusal(layer: ir.Node, scale: ir.Node, factor: Array, shift: Array) -> str:
+    """Why a layer can't or should not take them, empty if it may."""
+    if ends_rms_norm(scale):
+        return "it is the scale of an RMS normalization, which runtimes make one operator of with its scale alone"
     if not np.any(shift):
         return ""
     if layer.op_type == "ConvTranspose":

@@ -7,7 +7,7 @@ Softplus: log(1 + eˣ), which as one operator does not overflow; Mish: x tanh(so
 
 RMSNormalization: γ x / √(mean(x²) + ε) over the last axis (Zhang and Sennrich, arXiv 1910.07467). Opset 21 has no operator for it, so it is spelled
 as Pow, ReduceMean, Add, Sqrt, Div, Mul: in this form onnxruntime and OpenVINO make one operator of it while they load the model. They do not
-in each that exporters write: onnxruntime passes over x · x and over Reciprocal, which is torch's rsqrt.
+in each that exporters write: onnxruntime passes over x · x, over Reciprocal, which is torch's rsqrt, and over a norm without a scale, which stays so.
 
 The order of factors and addends does not matter, nor does the place of a constant (see `polynomial`). SiLU, x·sigmoid(x), stays: opset 21 has no
 operator for it.
@@ -15,7 +15,7 @@ operator for it.
 When: for exports of an older opset, or of a framework that wrote its activations by hand; other techniques then see the layer that was meant.
 Cost: nothing at run time; no data. onnxruntime finds most of these patterns itself when it loads a model, so there it is no faster (MiniLM: 1.00 to
 1.02 of its speed). With RMS normalization it is, a little: a Llama of 260,000 weights ran at 1.07 of its speed with 16 tokens and at 1.03 with
-128, six layers of 256 channels from torch's exporter at 1.02 to 1.03 with 128 (one thread, CPU time; the same model twice: 0.99 to 1.00).
+128, layers of 256 channels from torch's exporter at 1.00 to 1.03 with 128 (one thread, CPU time; the same model twice: 0.99 to 1.00).
 """
 
 from __future__ import annotations
@@ -270,6 +270,13 @@ def misspelled_rms_norm(node: ir.Node) -> Found | None:
     """An RMS normalization that runtimes do not know by its form."""
     found = rms_norm(node)
     return None if found is None or (not found.why and _is_spelled(found)) else found
+
+
+def ends_rms_norm(node: ir.Node) -> bool:
+    """Whether the node is the last of an RMS normalization that is spelled as runtimes know it, with a scale."""
+    quotients = [quotient for v in node.inputs if (quotient := made_by(v, "Div")) is not None]
+    found = [rms_norm(root) for quotient in quotients if (root := made_by(quotient.inputs[1], "Sqrt")) is not None]
+    return any(f is not None and f.root is node and not f.why and _is_spelled(f) for f in found)
 
 
 def _is_spelled(found: Found) -> bool:
