@@ -1,5 +1,7 @@
 """Random valid ONNX graphs for the passes: operators of many kinds, with what passes look for (neutral constants, chains, duplicates) put in often.
 
+Some stand in bodies, as deep as DEEPEST: branches of an If, turns of a Loop, steps of a Scan, local functions, each of the same operators.
+
 `random_graph(rng)` makes one from a `random.Random`; `graphs()` is the Hypothesis strategy, which can shrink; `tools/random_graphs.py` runs many.
 Numbers stay tame (no division by what may be zero), and steps (Floor, comparisons) read only what is nowhere whole by construction: elsewhere
 the last digit of a rounding pass would decide.
@@ -11,7 +13,7 @@ import dataclasses
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,12 +25,24 @@ from hasten import check, plan
 from hasten.doors.onnx import from_proto
 from hasten.graph import finish
 from hasten.model import Model, all_nodes
-from hasten.plan import Effect, Row
+from hasten.plan import Effect
+from hasten.simplify import passes, simplify
 
 FLOAT, INT, BOOL, DOUBLE = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE
 SHAPES = (["N", 4], ["N", 3, 4], ["N", 2, 5, 5], ["N", 4, 1, 1], [2, 3], [1, 4], [3, 1, 2], ["N", 6], [4])
 MANY = 400
 """Elements at most of a value, for N = 3."""
+
+DOMAIN = "random"
+"""Of local functions."""
+
+Setting = float | int | list[int]
+
+DEEPEST = 2
+"""Bodies within bodies."""
+
+BOUNDED = ("Tanh", "Sigmoid")
+"""What goes from turn to turn must not grow."""
 
 CONTINUOUS, WHOLE, MIXED = 0, 1, 2
 """What a value's numbers are: nowhere whole by construction; all whole; somewhere whole, or equal to a constant."""
@@ -53,14 +67,29 @@ class Value:
         return [i for i, d in enumerate(self.shape) if d != "N"]
 
 
-class Maker:
-    """Nodes and constants of one graph while it grows; a branch of an If has a Maker of its own with the same counter."""
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A local function, and what a call must give. anywhere: it takes any shape, the same for all inputs."""
 
-    def __init__(self, rng: random.Random, outer: Maker | None = None):
-        self.rng, self.outer = rng, outer
+    proto: onnx.FunctionProto
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    attributes: Mapping[str, Setting]
+    anywhere: bool
+
+
+class Maker:
+    """Nodes and constants of one graph while it grows; a body inside of it has a Maker of its own with the same counter."""
+
+    def __init__(self, rng: random.Random, outer: Maker | None = None, inputs: Sequence[Value] = (), closed: bool = False):
+        """closed: a function's body, which sees nothing from outside, has no initializers, and whose attributes may be parameters."""
+        self.rng, self.outer, self.inputs = rng, outer, list(inputs)
+        self.depth = 0 if outer is None else outer.depth + 1
         self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = [] if outer is None else outer.weights
-        self.values: list[Value] = [] if outer is None else list(outer.values)
+        self.weights = None if closed else [] if outer is None or self.chance(0.3) else outer.weights
+        self.values = [*(() if outer is None or closed else outer.values), *inputs]
+        self.parameters: dict[str, Setting] | None = {} if closed else None if outer is None else outer.parameters
+        self.functions: list[Function] = [] if outer is None else outer.functions
         self.counter = [0] if outer is None else outer.counter
         self.numbers = np.random.default_rng(rng.randrange(1 << 30)) if outer is None else outer.numbers
 
@@ -77,7 +106,7 @@ class Maker:
         array = np.asarray(array)
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         name = self.name("c")
-        if self.chance(0.15):
+        if self.weights is None or self.chance(0.15):
             self.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
         else:
             self.weights.append(numpy_helper.from_array(array, name))
@@ -91,10 +120,21 @@ class Maker:
 
     def add(self, operator: str, inputs, shape, dtype=FLOAT, kind=MIXED, keep=True, **attributes) -> Value:
         value = Value(self.name("v"), dtype, tuple(shape), kind)
-        self.nodes.append(helper.make_node(operator, inputs, [value.name], name=self.name(operator.lower()), **attributes))
+        self.write(operator, inputs, [value], **attributes)
         if keep:
             self.values.append(value)
         return value
+
+    def write(self, operator: str, inputs, outputs: Sequence[Value], **attributes) -> None:
+        """One node; what it makes is not yet there to be picked."""
+        self.nodes.append(helper.make_node(operator, inputs, [o.name for o in outputs], name=self.name(operator.lower()), **attributes))
+
+    def refer(self, attribute: str, setting: Setting) -> None:
+        """Let the last node have its attribute from a new parameter of the function, for which callers give `setting`."""
+        assert self.parameters is not None
+        name, kind = self.name("p"), helper.make_attribute(attribute, setting).type
+        self.parameters[name] = setting
+        self.nodes[-1].attribute.append(onnx.AttributeProto(name=attribute, type=kind, ref_attr_name=name))
 
     def pick(self, test=lambda v: True, dtype=FLOAT) -> Value | None:
         """A value, late ones more often."""
@@ -102,6 +142,38 @@ class Maker:
         if not fit:
             return None
         return fit[-1] if self.chance(0.5) else self.rng.choice(fit)
+
+    def length(self, v: Value, axis: int) -> Value:
+        """The size of an axis, computed."""
+        shape = self.add("Shape", [v.name], (v.rank,), dtype=INT, keep=False)
+        return self.add("Gather", [shape.name, self.const(np.array(axis))], (), dtype=INT, keep=False)
+
+    # --- bodies
+
+    def body(self, inputs: Sequence[Value] = ()) -> Maker:
+        return Maker(self.rng, self, inputs)
+
+    def grown(self, steps: Sequence[str] = ()) -> Maker:
+        """This body with a few nodes; `steps`: those of all kinds, or of few."""
+        steps = steps or self.rng.choice((INSIDE, INSIDE, STEPS))
+        for _ in range(self.rng.choice((1, 2, 3))):
+            self.grow(BODIES if steps is not ELEMENTWISE and self.chance(0.2) else steps)
+        return self
+
+    def end(self, shape, operators: Sequence[str] = ("Identity", "Relu")) -> Value:
+        """An output of the body: a value, one of its own where there is one, through one more node."""
+        fit = [i for i in self.values if i.dtype == FLOAT and i.shape == tuple(shape)]
+        own = [i for i in fit if self.outer is None or i not in self.outer.values]
+        return self.add(self.rng.choice(operators), [self.rng.choice(own or fit).name], shape, keep=False)
+
+    def graph(self, name: str, outputs: Sequence[Value], unsaid: bool = False) -> onnx.GraphProto:
+        """What stands here as one graph. unsaid: its inputs and outputs have no shapes, scalars aside."""
+        ports = [
+            [helper.make_tensor_value_info(v.name, v.dtype, None if unsaid and v.rank else v.shape) for v in vs]
+            for vs in (self.inputs, outputs)
+        ]
+        shared = self.outer is not None and self.weights is self.outer.weights
+        return helper.make_graph(self.nodes, name, *ports, [] if shared else self.weights)
 
     # --- one more node, or a few
 
@@ -284,14 +356,12 @@ class Maker:
             axis = self.rng.randint(0, v.rank)
             shape = [*v.shape[:axis], 1, *v.shape[axis:]]
             return self.add("Unsqueeze", [v.name, self.ints(axis if self.chance(0.6) else axis - v.rank - 1)], shape, kind=v.kind)
-        if "N" in v.shape and not first:
+        if "N" in v.shape[1:]:
             return None
         if kind == "flatten" and first:
             return self.add("Flatten", [v.name], ("N", rest), kind=v.kind, axis=1)
         if kind == "computed":
-            shape = self.add("Shape", [v.name], (v.rank,), dtype=INT, kind=WHOLE, keep=False)
-            picked = self.add("Gather", [shape.name, self.const(np.array(0))], (), dtype=INT, keep=False)
-            whole = self.add("Unsqueeze", [picked.name, self.ints(0)], (1,), dtype=INT, keep=False)
+            whole = self.add("Unsqueeze", [self.length(v, 0).name, self.ints(0)], (1,), dtype=INT, keep=False)
             last = rest if first else rest // v.shape[0]
             target = self.add("Concat", [whole.name, self.ints(self.rng.choice((-1, last)))], (2,), dtype=INT, keep=False, axis=0)
             return self.add("Reshape", [v.name, target.name], (v.shape[0], last), kind=v.kind)
@@ -381,9 +451,7 @@ class Maker:
         count = 2 if v.shape[axis] % 2 == 0 and self.chance(0.6) else 1
         shape = tuple(d // count if i == axis else d for i, d in enumerate(v.shape))
         made = [Value(self.name("v"), FLOAT, shape, v.kind) for _ in range(count)]
-        self.nodes.append(
-            helper.make_node("Split", [v.name], [m.name for m in made], name=self.name("split"), axis=axis, num_outputs=count)
-        )
+        self.write("Split", [v.name], made, axis=axis, num_outputs=count)
         self.values += made
 
     def expand(self) -> None:
@@ -467,33 +535,151 @@ class Maker:
         self.add(self.rng.choice(("MaxPool", "AveragePool")), [v.name], shape, kernel_shape=[kernel] * 2, strides=[1, 1])
 
     def branch(self) -> None:
-        if self.outer is not None and self.outer.outer is not None:
-            return
         v = self.pick(lambda v: v.rank > 0)
+        if self.depth == DEEPEST:
+            return
         how = self.rng.choice(("constant", "shape", "computed"))
         if how == "constant" or (how == "computed" and v.kind != CONTINUOUS):
             condition = self.const(np.array(self.chance(0.5)))
         elif how == "shape":
-            shape = self.add("Shape", [v.name], (v.rank,), dtype=INT, keep=False)
-            size = self.add("Gather", [shape.name, self.const(np.array(self.rng.randrange(v.rank)))], (), dtype=INT, keep=False)
+            size = self.length(v, self.rng.randrange(v.rank))
             condition = self.add("Equal", [size.name, self.const(np.array(self.rng.choice((1, 3, 4))))], (), dtype=BOOL, keep=False).name
         else:
             top = self.add("ReduceMax", [v.name], (), keepdims=0, keep=False)
             condition = self.add("Greater", [top.name, self.const(np.array(0.5137))], (), dtype=BOOL, keep=False).name
         graphs = []
         for which in ("then", "else"):
-            inner = Maker(self.rng, self)
-            for _ in range(self.rng.choice((1, 2, 3))):
-                inner.grow(
-                    ("unary", "constant_binary", "binary", "reshape", "transpose", "where", *(("branch",) if self.chance(0.2) else ()))
-                )
-            end = [i for i in inner.values if i.dtype == FLOAT and i.shape == v.shape]
-            late = [i for i in end if i not in self.values]
-            last = self.rng.choice(late or end)
-            outs = [inner.add("Identity" if self.chance(0.5) else "Relu", [last.name], v.shape, keep=False)]
-            infos = [helper.make_tensor_value_info(o.name, FLOAT, v.shape) for o in outs]
-            graphs.append(helper.make_graph(inner.nodes, which, [], infos))
+            inner = self.body().grown()
+            graphs.append(inner.graph(which, [inner.end(v.shape)], self.chance(0.3)))
         self.add("If", [condition], v.shape, then_branch=graphs[0], else_branch=graphs[1])
+
+    def loop(self) -> None:
+        """One or two values that go from turn to turn, and what each turn gives beside them."""
+        v = self.pick(lambda v: v.rank > 0)
+        if self.depth == DEEPEST:
+            return
+        given = [v, *([self.pick(lambda o: o.shape == v.shape)] if self.chance(0.4) else [])]
+        number, going = Value(self.name("i"), INT, (), WHOLE), Value(self.name("g"), BOOL, (), WHOLE)
+        states = [Value(self.name("s"), FLOAT, v.shape, MIXED) for _ in given]
+        inner = self.body((number, going, *states))
+        if self.chance(0.5):
+            inner.add("Cast", [number.name], (), kind=WHOLE, to=FLOAT)
+        inner.grown()
+        after = [inner.end(v.shape, BOUNDED)]
+        after += [inner.end(v.shape, BOUNDED) if self.chance(0.5) else inner.add("Identity", [states[0].name], v.shape) for _ in given[1:]]
+
+        how, turns, count, condition = (
+            self.rng.choice(("count", "both", "condition", "length", "never")),
+            self.rng.choice((1, 2, 3)),
+            "",
+            "",
+        )
+        end = inner.add("Identity", [going.name], (), dtype=BOOL, keep=False)
+        if how == "length" and v.shape[0] in ("N", 1, 2, 3):
+            turns, count = v.shape[0], self.length(v, 0).name
+        elif how == "condition":
+            condition = self.const(np.array(True))
+            end = inner.add("Less", [number.name, inner.const(np.array(turns - 1))], (), dtype=BOOL, keep=False)
+        elif how == "never":
+            count, condition = self.rng.choice(((self.const(np.array(0)), ""), (self.const(np.array(2)), self.const(np.array(False)))))
+        else:
+            count, condition = self.const(np.array(turns)), self.const(np.array(True)) if how == "both" else ""
+        each = []
+        if how != "never" and self.size((turns, *v.shape)) <= MANY and self.chance(0.6):
+            each = [inner.end(v.shape)]
+        made = [Value(self.name("v"), FLOAT, shape, MIXED) for shape in [v.shape] * len(given) + [(turns, *v.shape)] * len(each)]
+        body = inner.graph("turn", [end, *after, *each], self.chance(0.3))
+        self.write("Loop", [count, condition, *(g.name for g in given)], made, body=body)
+        self.values += made
+
+    def scan(self) -> None:
+        """Along an axis, forward or backward; a state goes along, or none."""
+        v = self.pick(lambda v: v.rank >= 2)
+        if self.depth == DEEPEST or v is None:
+            return
+        axis, begin = self.rng.randrange(v.rank), [self.pick()] if self.chance(0.7) else []
+        states = [Value(self.name("s"), FLOAT, b.shape, MIXED) for b in begin]
+        part = Value(self.name("s"), FLOAT, v.shape[:axis] + v.shape[axis + 1 :], v.kind)
+        inner = self.body((*states, part)).grown()
+        outputs = [*(inner.end(s.shape, BOUNDED) for s in states), inner.end(part.shape)]
+        place = self.rng.randint(0, part.rank)
+        shape = (*part.shape[:place], v.shape[axis], *part.shape[place:])
+        made = [Value(self.name("v"), FLOAT, s, MIXED) for s in (*(s.shape for s in states), shape)]
+        settings = {
+            "scan_input_axes": [axis - v.rank if self.chance(0.3) else axis],
+            "scan_output_axes": [place - part.rank - 1 if self.chance(0.3) else place],
+            "scan_input_directions": [int(self.chance(0.3))],
+            "scan_output_directions": [int(self.chance(0.3))],
+        }
+        self.write("Scan", [*(b.name for b in begin), v.name], made, body=inner.graph("step", outputs), num_scan_inputs=1, **settings)
+        self.values += made
+
+    def call(self) -> None:
+        """A local function: one that is there already, if values fit, or a new one."""
+        v = self.pick(lambda v: v.rank > 0)
+        known = [f for f in self.functions if f.anywhere or f.inputs[0].shape == v.shape]
+        if known and self.chance(0.6):
+            function = self.rng.choice(known)
+        elif self.depth < DEEPEST:
+            function = self._function(v)
+        else:
+            return
+        given = [v, *(self.pick(lambda o: o.shape == v.shape) for _ in function.inputs[1:])]
+        made = [Value(self.name("v"), FLOAT, v.shape if function.anywhere else o.shape, MIXED) for o in function.outputs]
+        self.write(function.proto.name, [g.name for g in given], made, domain=DOMAIN)
+        for name, setting in function.attributes.items():
+            if self.parameters is not None and self.chance(0.5):
+                self.refer(name, setting)
+            elif name in function.proto.attribute or self.chance(0.5):
+                self.nodes[-1].attribute.append(helper.make_attribute(name, setting))
+        self.values += made
+
+    def _function(self, like: Value) -> Function:
+        """A new function of one or two values of this shape; some of its attributes have defaults."""
+        anywhere = self.chance(0.4)
+        inputs = [Value(self.name("a"), FLOAT, like.shape, MIXED) for _ in range(self.rng.choice((1, 2)))]
+        inner = Maker(self.rng, self, inputs, closed=True).grown(ELEMENTWISE if anywhere else ())
+        others = [v for v in inner.values if v not in inputs and v.dtype == FLOAT]
+        outputs = [inner.end(like.shape), *self.rng.sample(others, min(len(others), self.rng.choice((0, 0, 1))))]
+        attributes = inner.parameters or {}
+        defaults = [name for name in attributes if self.chance(0.5)]
+        proto = helper.make_function(
+            DOMAIN,
+            self.name("f"),
+            [v.name for v in inputs],
+            [v.name for v in outputs],
+            inner.nodes,
+            [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1)],
+            [name for name in attributes if name not in defaults],
+            [helper.make_attribute(name, attributes[name]) for name in defaults],
+            value_info=[]
+            if anywhere or self.chance(0.5)
+            else [helper.make_tensor_value_info(v.name, v.dtype, v.shape) for v in inner.values],
+        )
+        self.functions.append(Function(proto, tuple(inputs), tuple(outputs), attributes, anywhere))
+        return self.functions[-1]
+
+    def parameter(self) -> None:
+        """In a function: nodes whose attributes its caller gives."""
+        v = self.pick()
+        if self.parameters is None:
+            return
+        how = self.rng.choice(("LeakyRelu", "Constant", "Softmax", "Transpose"))
+        for _ in range(self.rng.choice((1, 2))):
+            if how == "Softmax" and v.rank > 0 and v.shape[-1] != "N":
+                self.add("Softmax", [v.name], v.shape)
+                self.refer("axis", self.rng.choice((-1, v.rank - 1)))
+            elif how == "Transpose" and v.rank > 1:
+                perm = self.rng.sample(range(v.rank), v.rank)
+                self.add("Transpose", [v.name], [v.shape[p] for p in perm])
+                self.refer("perm", perm)
+            elif how == "Constant":
+                number = self.add("Constant", [], (), keep=False)
+                self.refer("value_float", self.rng.choice((0.0, 1.0, 0.75)))
+                self.add(self.rng.choice(("Add", "Mul")), [v.name, number.name], v.shape)
+            else:
+                self.add("LeakyRelu", [v.name], v.shape)
+                self.refer("alpha", self.rng.choice((0.0, 0.25)))
 
     def size(self, shape) -> int:
         return math.prod(3 if d == "N" else d for d in shape)
@@ -501,15 +687,21 @@ class Maker:
 
 STEPS = (
     "unary unary constant_binary constant_binary constant_binary binary binary variadic linear linear conv conv conv norm gelu softmax reduce reduce "
-    "reshape reshape transpose transpose slices slices pad concat split expand tile cast whole_numbers where clip pool branch".split()
+    "reshape reshape transpose transpose slices slices pad concat split expand tile cast whole_numbers where clip pool branch "
+    "loop scan call call".split()
 )
+INSIDE = ("unary", "constant_binary", "binary", "reshape", "transpose", "where", "parameter")
+"""Steps that keep a shape often, so a body has something of its own to give."""
+
+BODIES = ("branch", "loop", "scan", "call")
+ELEMENTWISE = ("unary", "binary", "variadic", "gelu", "clip")
+"""Steps of a function that takes any shape."""
 
 
 def random_graph(rng: random.Random) -> onnx.ModelProto:
     """A valid model of 5 to about 20 nodes, opset 21, IR 10, batch N dynamic where an input has one."""
-    maker = Maker(rng)
     inputs = [Value(f"x{i}", FLOAT, tuple(rng.choice(SHAPES[:4] if i == 0 else SHAPES))) for i in range(rng.choice((1, 1, 2, 3)))]
-    maker.values += inputs
+    maker = Maker(rng, inputs=inputs)
     target = rng.randint(5, 13)
     while len(maker.nodes) < target:
         maker.grow()
@@ -519,11 +711,9 @@ def random_graph(rng: random.Random) -> onnx.ModelProto:
     outputs = [made[-1], *rng.sample(leaves, min(len(leaves), 4)), *rng.sample(made, min(len(made), rng.choice((0, 0, 1))))]
     if rng.random() < 0.1:
         outputs.append(rng.choice(inputs))
-    infos = [helper.make_tensor_value_info(v.name, v.dtype, v.shape) for v in dict.fromkeys(outputs)]
-    graph = helper.make_graph(
-        maker.nodes, "random", [helper.make_tensor_value_info(v.name, v.dtype, v.shape) for v in inputs], infos, maker.weights
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    graph = maker.graph("random", list(dict.fromkeys(outputs)))
+    opsets = [helper.make_opsetid("", 21), *([helper.make_opsetid(DOMAIN, 1)] if maker.functions else [])]
+    return helper.make_model(graph, ir_version=10, opset_imports=opsets, functions=[f.proto for f in maker.functions])
 
 
 def graphs() -> st.SearchStrategy[onnx.ModelProto]:
@@ -542,8 +732,9 @@ class Nothing:
     """Settings of a pass that does what every pass does at its end: it removes what nothing reads."""
 
 
-def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Counter[str]:
-    """Put the graph through each pass alone and through all in a row; which of them changed it. Raises AssertionError, naming the pass.
+def check_passes(proto: onnx.ModelProto, whole: bool = False) -> Counter[str]:
+    """Put the graph through each pass alone and through all in a row, with `whole` through `simplify` too; which of them changed it. Raises
+    AssertionError, naming the pass.
 
     Each result is valid, has the same inputs and outputs in their order, computes the same within what the effect allows, and a second run changes
     nothing.
@@ -559,7 +750,7 @@ def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Coun
         return Counter({"not run by the oracle": 1})
     fired: Counter[str] = Counter()
     chain = model
-    for row in passes:
+    for row in PASSES:
         made = row.apply(model, row.settings(), None)
         if (after := fingerprint(made)) == before:
             continue
@@ -567,10 +758,16 @@ def check_passes(proto: onnx.ModelProto, passes: Sequence[Row] = PASSES) -> Coun
         _check_result(row.name, ALLOWED[row.effect], model, made, feeds, expected)
         again = row.apply(made, row.settings(), None)
         assert fingerprint(again) == after, f"{row.name}: a second run changes the graph"
-    for row in passes:
+    for row in PASSES:
         chain = row.apply(chain, row.settings(), None)
     if fingerprint(chain) != before:
         _check_result("all in a row", check.FLOAT32, model, chain, feeds, expected)
+    if whole:
+        fired["simplify"] += 1
+        simple = simplify(model, passes(), checked=False).model
+        _check_result("simplify", check.FLOAT32, model, simple, feeds, expected)
+        again = simplify(simple, passes(), checked=False).model
+        assert fingerprint(again) == fingerprint(simple), "simplify: a second run changes the graph"
     fired["nodes before"] = sum(1 for _ in all_nodes(model.ir.graph))
     fired["nodes after"] = sum(1 for _ in all_nodes(chain.ir.graph))
     return fired
@@ -615,13 +812,14 @@ def fingerprint(model: Model) -> bytes:
     """The graph without history and without the shapes noted for values inside."""
     proto = ir.to_proto(model.ir)
 
-    def strip(graph: onnx.GraphProto) -> None:
+    def strip(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
         del graph.value_info[:]
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     strip(attribute.g)
 
-    strip(proto.graph)
+    for graph in (proto.graph, *proto.functions):
+        strip(graph)
     del proto.metadata_props[:]
     return proto.SerializeToString(deterministic=True)

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from hasten import check
-from tests.passes.random_graphs import PASSES, agree, check_passes, graphs, random_graph
+from tests.passes.random_graphs import DOMAIN, PASSES, agree, check_passes, graphs, random_graph
 
 COUNT = int(os.environ.get("HASTEN_RANDOM_GRAPHS", "2000" if os.environ.get("CI") else "200"))
 """How many graphs; tools/random_graphs.py runs any number."""
+
+WHOLE = 4
+"""One of so many is put through `simplify` too."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,7 @@ def test_every_pass_keeps_random_graphs_and_each_finds_something_to_do():
     fired: Counter[str] = Counter()
     for number in range(COUNT):
         try:
-            fired += check_passes(random_graph(random.Random(f"test:{number}")))
+            fired += check_passes(random_graph(random.Random(f"test:{number}")), whole=number % WHOLE == 0)
         except AssertionError as e:
             raise AssertionError(f"graph {number}: {e}") from e
     assert not [row.name for row in PASSES if not fired[row.name] and row.name != "fuse_attention"]  # a sum with a norm is rare here
@@ -41,6 +44,13 @@ def test_every_pass_keeps_random_graphs_and_each_finds_something_to_do():
 @given(graphs())
 def test_a_graph_that_fails_shrinks(proto):
     check_passes(proto)
+
+
+def test_random_graphs_have_bodies_of_every_kind():
+    protos = [random_graph(random.Random(f"bodies:{number}")) for number in range(300)]
+    found = Counter(node.op_type for proto in protos for body in (proto.graph, *proto.functions) for node in body.node)
+    calls = Counter(node.domain for proto in protos for function in proto.functions for node in function.node)
+    assert min(found["If"], found["Loop"], found["Scan"], sum(bool(p.functions) for p in protos), calls[DOMAIN]) >= 3
 
 
 def test_random_graphs_are_valid_and_the_same_for_the_same_seed():
