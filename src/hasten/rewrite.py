@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph import Array, must_leave, rewrote, settle, take_place
-from hasten.model import all_nodes
+from hasten.model import all_graphs, all_nodes
 from hasten.own_operators import DOMAIN
 
 Dims = tuple[int | str | None, ...]
@@ -31,7 +31,7 @@ class Edit:
     @functools.cached_property
     def _names(self) -> set[str | None]:
         names: set[str | None] = set()
-        for graph in self.model.graphs():
+        for graph in all_graphs(self.model):
             names |= {v.name for v in graph.inputs} | set(graph.initializers)
             for node in graph:
                 names |= {node.name, *(o.name for o in node.outputs)}
@@ -74,21 +74,23 @@ class Edit:
         return name
 
     def weight(self, node: ir.Node, wish: str, array: Array) -> ir.Value:
-        """A new constant that the node can read: an initializer of its graph; in a function, which has none, a Constant before it."""
+        """A new constant that the node can read."""
         array = np.array(array)
         array.flags.writeable = False
-        graph, name = graph_of(node), self.unique(wish)
+        name = self.unique(wish)
         tensor = ir.Tensor(array, name=name)
-        if id(graph) in self._in_functions:
-            maker = ir.node("Constant", [], {"value": tensor}, name=self.unique(f"{name}_value"))
-            value = maker.outputs[0]
-            graph.insert_before(node, maker)
-        else:
-            value = ir.Value(const_value=tensor)
-        value.name, value.shape, value.type = name, ir.Shape(array.shape), ir.TensorType(tensor.dtype)
-        if value.producer() is None:
-            graph.register_initializer(value)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.hold(node, value)
         return value
+
+    def hold(self, node: ir.Node, value: ir.Value) -> None:
+        """Let a constant belong to the node's graph: as an initializer; in a function, which has none, made by a Constant before the node."""
+        graph = graph_of(node)
+        if id(graph) in self._in_functions:
+            name = self.unique(f"{value.name}_value")
+            graph.insert_before(node, ir.node("Constant", [], {"value": value.const_value}, outputs=[value], name=name))
+        else:
+            graph.register_initializer(value)
 
     def before(
         self,

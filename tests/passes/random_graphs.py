@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten import check, plan
 from hasten.doors.onnx import from_proto
 from hasten.graph import finish
-from hasten.model import Model, all_nodes
+from hasten.model import Model, all_graphs, all_nodes
 from hasten.plan import Effect
 from hasten.simplify import passes, simplify
 
@@ -748,6 +748,8 @@ def check_passes(proto: onnx.ModelProto, whole: bool = False) -> Counter[str]:
         expected = [oracle.run(None, feed) for feed in feeds]
     except Exception:  # noqa: BLE001 - of each thousand, one has an If for which onnxruntime frees a value too early
         return Counter({"not run by the oracle": 1})
+    # A step of a Scan writes into its place in the whole, and onnxruntime's kernels round otherwise where memory is not aligned.
+    scans = any(node.op_type == "Scan" for body in all_graphs(model.ir) for node in body)
     fired: Counter[str] = Counter()
     chain = model
     for row in PASSES:
@@ -755,7 +757,7 @@ def check_passes(proto: onnx.ModelProto, whole: bool = False) -> Counter[str]:
         if (after := fingerprint(made)) == before:
             continue
         fired[row.name] += 1
-        _check_result(row.name, ALLOWED[row.effect], model, made, feeds, expected)
+        _check_result(row.name, check.FLOAT32 if scans else ALLOWED[row.effect], model, made, feeds, expected)
         again = row.apply(made, row.settings(), None)
         assert fingerprint(again) == after, f"{row.name}: a second run changes the graph"
     for row in PASSES:

@@ -127,6 +127,19 @@ def test_cleanup_counts_what_it_does_in_functions_and_tells_their_parameters_apa
     assert made.history[-1].changed == 2
 
 
+def test_cleanup_keeps_two_calls_of_a_function_that_gives_something_else_each_time():
+    before = model_of(
+        f"""g (float[N, 4] x) => (float[N, 4] y) {{
+            a = local.f (x)
+            b = local.f (x)
+            y = Sub (a, b)
+        }}
+        {LOCAL} f (u) => (w) {{ r = RandomNormalLike (u) w = Add (u, r) }}"""
+    )
+    row = plan.row("cleanup")
+    assert operators(row.apply(before, row.settings(), None)) == ["f", "f", "Sub"]
+
+
 # --- remove_noops
 
 
@@ -376,3 +389,17 @@ def test_an_output_keeps_the_shape_that_the_graph_promises(name):
     made = after(name, before)
     assert operators(made) == ["Loop"]
     assert made.outputs == before.outputs
+
+
+@pytest.mark.parametrize("name", ["fold_branches", "fold_constants"])
+def test_the_weights_of_a_branch_that_is_taken_in_a_function_become_constants(name):
+    before = model_of(
+        f"""g (float[N, 4] x) => (float[N, 4] y) {{ y = local.f (x) }}
+        {LOCAL} f (u) => (w) {{
+            yes = Constant <value = bool {{1}}> ()
+            w = If (yes) <then_branch = t () => (float[N, 4] p) <float[4] bias = {{1, 2, 3, 4}}> {{ p = Add (u, bias) }},
+                          else_branch = s () => (float[N, 4] q) {{ q = Neg (u) }}>
+        }}"""
+    )
+    (function,) = after(name, before).ir.functions.values()
+    assert [n.op_type for n in function if n.op_type not in ("Constant", "Identity")] == ["Add"]

@@ -95,7 +95,7 @@ def _merge_nodes(graph: ir.Graph, edit: Edit, around: dict[Key, ir.Node]) -> Non
         subgraphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
         for subgraph in subgraphs:
             _merge_nodes(subgraph, edit, seen)
-        key = None if subgraphs else _key(node)
+        key = None if subgraphs or _is_random(node, edit) else _key(node)
         if key is None:
             continue
         first = seen.setdefault(key, node)
@@ -110,9 +110,15 @@ def _merge_nodes(graph: ir.Graph, edit: Edit, around: dict[Key, ir.Node]) -> Non
             graph.remove(node, safe=True)
 
 
+def _is_random(node: ir.Node, edit: Edit) -> bool:
+    """Whether it gives something else each time, as a function does that calls such an operator."""
+    function = edit.model.functions.get(node.op_identifier())
+    return node.op_type in RANDOM or (function is not None and any(_is_random(inner, edit) for inner in all_nodes(function)))
+
+
 def _key(node: ir.Node) -> Key | None:
     """What two nodes must share to compute the same, None for those that are not compared: an Identity that is left must be there."""
-    if node.op_type in RANDOM or (node.op_type == "Identity" and node.domain == ""):
+    if node.op_type == "Identity" and node.domain == "":
         return None
     attributes: list[tuple[str, object]] = []
     for a in node.attributes.values():

@@ -45,7 +45,7 @@ def _if(node: ir.Node, edit: Edit) -> bool:
     for value in weights:
         value.name = edit.unique(value.name or "weight")
         if value.const_value is not None:
-            graph.register_initializer(value)
+            edit.hold(node, value)
     for inner in moved:
         _rename(inner, edit)
         graph.insert_before(node, inner)

@@ -57,6 +57,12 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
             changed += 1
             infer_missing(edited)
     edit = Edit(edited)
+    for body in [f.graph for f in edited.functions.values() if f.graph.initializers]:
+        # Those of a branch that was taken: a function has none.
+        weights = list(body.initializers.values())
+        body.initializers.clear()
+        for value in weights:
+            edit.hold(body[0], value)
     changed += sum(_write_shape(node, edit) for node in list(edit.nodes()) if node.op_type == "Reshape" and node.domain == "")
     changed += lift_constants(edited)
     if changed:
