@@ -30,6 +30,14 @@ def body(name: str, text: str, weights: dict[str, np.ndarray] | None = None, typ
 # --- cleanup
 
 
+def test_cleanup_counts_a_twin_that_stays_as_an_identity():
+    """Both are outputs: there are as many nodes as before, and what changed must be told, or the graph is taken for the one that was checked."""
+    before = model_of("g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { y = Neg (x) z = Neg (x) }")
+    made = after("cleanup", before)
+    assert operators(made) == ["Neg", "Identity"]
+    assert made.history[-1].changed == 1
+
+
 def test_cleanup_sees_through_the_order_of_what_commutes_and_into_subgraphs():
     before = model_of(
         """g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y) {

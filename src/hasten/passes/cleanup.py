@@ -44,16 +44,18 @@ def cleanup(model: Model, settings: Cleanup, task: BoundTask | None) -> Model:
     edited = begin(model)
     lifted = lift_constants(edited)
     edit = Edit(edited)
+    there = {id(node) for node in _identities(edit)}
     _leave_out(edit)
     _merge_weights(edited.graph)
     for body in edit.bodies():
         _merge_nodes(body, edit, {})
     _leave_out(edit)
-    if before != _size(edited) or lifted:
+    stayed = sum(id(node) not in there for node in _identities(edit))
+    if before != _size(edited) or lifted or stayed:
         settle(edited)
     RemoveUnusedOpsetsPass()(edited)
     edited.opset_imports[""] = OPSET
-    changed = before - _size(edited) + lifted
+    changed = before - _size(edited) + lifted + stayed
     return model.then(edited, Step("cleanup", dataclasses.asdict(settings), changed))
 
 
@@ -61,6 +63,11 @@ def _size(model: ir.Model) -> int:
     """Nodes, and weights of the main graph."""
     bodies = (model.graph, *(f.graph for f in model.functions.values()))
     return sum(1 for body in bodies for _ in all_nodes(body)) + len(model.graph.initializers)
+
+
+def _identities(edit: Edit) -> list[ir.Node]:
+    """What a node becomes that has a twin and gives an output of the graph: as many nodes as before, and fewer that compute."""
+    return [node for node in edit.nodes() if node.op_type == "Identity" and node.domain == ""]
 
 
 def _leave_out(edit: Edit) -> None:
