@@ -265,9 +265,8 @@ class _Builder:
             result = self.fx.call_module(name, tuple(args))
         else:
             result = self._function(row.run, args, attributes, None if row.many else output)
-            if (
-                not row.many and not any(isinstance(f, torch.fx.Node) for f in found) and self.graph.inputs
-            ):  # Range, say: numbers alone came
+            numbers_alone = not any(isinstance(f, torch.fx.Node) for f in found)  # Range, say: nothing tells it the device
+            if numbers_alone and not row.many and self.graph.inputs:
                 result = self.fx.call_function(beside, (result, self._first_input()))
         result.meta["onnx"] = node.name
         if node.op_type in ("Shape", "Size") and row is OPERATORS[node.op_type]:
