@@ -380,9 +380,8 @@ def _halo(it: _Lowering, x: Value, how: Slide, y: Tensor) -> Tensor:
 def _gemm(it: _Lowering, node: ir.Node) -> None:
     x, weight = it.codes(node, 0), it.weight(node, 1)
     if node.op_type == "Gemm":
-        if (node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)) != (1.0, 1.0) or node.attributes.get_int(
-            "transA", 0
-        ):
+        a = node.attributes
+        if a.get_float("alpha", 1.0) != 1 or a.get_float("beta", 1.0) != 1 or a.get_int("transA", 0) != 0:
             raise Cannot("it has alpha, beta or transA")
         codes = weight.codes if node.attributes.get_int("transB", 0) != 0 else weight.codes.T
     else:
