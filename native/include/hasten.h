@@ -73,6 +73,20 @@ HASTEN_API hasten_status hasten_output(const hasten_model *model, int32_t index,
 /* Run `batch` samples: inputs[i] is read and outputs[i] written, `batch` times the port's `bytes` each. */
 HASTEN_API hasten_status hasten_run(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch);
 
+/* One kernel of the plan: the function that this processor gets, and its multiplications for one sample (0: it only moves or compares). */
+typedef struct {
+    const char *kernel;
+    double products;
+} hasten_step_info;
+
+HASTEN_API hasten_status hasten_step(const hasten_model *model, int32_t index, hasten_step_info *step);
+
+/* Run as hasten_run does, all threads on each kernel, and add to seconds[i] what kernel i took. */
+HASTEN_API hasten_status hasten_profile(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch, double *seconds);
+
+/* 8-bit products and sums (two operations each) that one core does in a second when nothing has to be loaded: what kernels are held against. */
+HASTEN_API double hasten_peak(void);
+
 /* What went wrong in the last call of this thread that did not return HASTEN_OK. Never NULL. */
 HASTEN_API const char *hasten_last_error(void);
 

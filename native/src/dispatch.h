@@ -9,7 +9,7 @@ namespace hasten {
 Isa level();
 const char *name(Isa isa);
 
-enum class Operator { CONV, DEPTHWISE, ADD, POOL, MAP, QUANTIZE, DEQUANTIZE };
+enum class Operator { CONV, DEPTHWISE, ADD, POOL, MAP, QUANTIZE, DEQUANTIZE, PEAK };
 
 struct Row {
     Operator op;

@@ -1,6 +1,7 @@
 // The C interface: loading, running, describing.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -102,9 +103,11 @@ struct hasten_model {
     const void *const *inputs = nullptr;
     void *const *outputs = nullptr;
     int32_t batch = 0;
+    double *seconds = nullptr;  // of each step, while it is profiled
 
     void prepare(const hasten_options *options);
     void run(const void *const *in, void *const *out, int32_t samples);
+    void profile(const void *const *in, void *const *out, int32_t samples, double *spent);
 
 private:
     unsigned char *place(const Tensor &t, unsigned char *arena, int32_t first, int32_t sample) const;
@@ -143,7 +146,11 @@ unsigned char *hasten_model::place(const Tensor &t, unsigned char *arena, int32_
 
 // Run all steps for `samples` samples from `first` on, as one of a team that works on the same arena.
 void hasten_model::steps(unsigned char *arena, int32_t first, int32_t samples, int thread, int members) {
-    for (Step &step : program.steps) {
+    using Clock = std::chrono::steady_clock;
+    const bool timed = seconds && thread == 0;
+    Clock::time_point begun = timed ? Clock::now() : Clock::time_point();
+    for (size_t i = 0; i < program.steps.size(); i++) {
+        const Step &step = program.steps[i];
         const Tensor &y = program.tensors[size_t(step.out)];
         const int parts = step.by_blocks ? step.blocks : step.rows;
         const int begin = int(int64_t{parts} * thread / members), end = int(int64_t{parts} * (thread + 1) / members);
@@ -172,6 +179,11 @@ void hasten_model::steps(unsigned char *arena, int32_t first, int32_t samples, i
             for (int32_t sample = 0; sample < samples; sample++) fill_halo(t, place(t, arena, first, sample), up, down);
         }
         if (members > 1) barrier.wait(members);
+        if (timed) {
+            const Clock::time_point now = Clock::now();
+            seconds[i] += std::chrono::duration<double>(now - begun).count();
+            begun = now;
+        }
     }
 }
 
@@ -220,6 +232,16 @@ void hasten_model::run(const void *const *in, void *const *out, int32_t samples)
     }
 }
 
+void hasten_model::profile(const void *const *in, void *const *out, int32_t samples, double *spent) {
+    const std::lock_guard<std::mutex> lock(busy);
+    inputs = in, outputs = out, batch = samples, seconds = spent;
+    if (threads == 1 || team->lost())
+        for (int32_t i = 0; i < samples; i++) steps(arenas[0].data, i, 1, 0, 1);
+    else
+        team->run(all_together, this);
+    seconds = nullptr;
+}
+
 namespace {
 
 template <class Body>
@@ -240,6 +262,17 @@ hasten_status guarded(const Body &body) {
 }
 
 [[noreturn]] void bad_argument(const char *text) { throw Failure{HASTEN_BAD_ARGUMENT, text}; }
+
+void check_call(const hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch) {
+    if (!model || !inputs || !outputs) bad_argument("model, inputs or outputs is NULL");
+    if (batch < 1 || batch > model->max_batch)
+        throw Failure{HASTEN_BAD_ARGUMENT, "the batch is " + std::to_string(batch) + ", the model was loaded for 1 to " + std::to_string(model->max_batch)};
+    const Header &h = model->program.header;
+    for (uint32_t i = 0; i < h.inputs; i++)
+        if (!inputs[i]) bad_argument("an input is NULL");
+    for (uint32_t i = 0; i < h.outputs; i++)
+        if (!outputs[i]) bad_argument("an output is NULL");
+}
 
 hasten_status port(const hasten_model *model, int32_t index, bool input, hasten_port *about) {
     return guarded([&] {
@@ -304,16 +337,45 @@ hasten_status hasten_output(const hasten_model *model, int32_t index, hasten_por
 
 hasten_status hasten_run(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch) {
     return guarded([&] {
-        if (!model || !inputs || !outputs) bad_argument("model, inputs or outputs is NULL");
-        if (batch < 1 || batch > model->max_batch)
-            throw Failure{HASTEN_BAD_ARGUMENT, "the batch is " + std::to_string(batch) + ", the model was loaded for 1 to " + std::to_string(model->max_batch)};
-        const Header &h = model->program.header;
-        for (uint32_t i = 0; i < h.inputs; i++)
-            if (!inputs[i]) bad_argument("an input is NULL");
-        for (uint32_t i = 0; i < h.outputs; i++)
-            if (!outputs[i]) bad_argument("an output is NULL");
+        check_call(model, inputs, outputs, batch);
         model->run(inputs, outputs, batch);
     });
+}
+
+hasten_status hasten_profile(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch, double *seconds) {
+    return guarded([&] {
+        check_call(model, inputs, outputs, batch);
+        if (!seconds) bad_argument("seconds is NULL");
+        model->profile(inputs, outputs, batch, seconds);
+    });
+}
+
+hasten_status hasten_step(const hasten_model *model, int32_t index, hasten_step_info *about) {
+    return guarded([&] {
+        if (!model || !about) bad_argument("model or step is NULL");
+        if (index < 0 || size_t(index) >= model->program.steps.size()) bad_argument("there is no step of that number");
+        const Step &step = model->program.steps[size_t(index)];
+        *about = {step.row->function, step.products};
+    });
+}
+
+double hasten_peak(void) {
+    using Clock = std::chrono::steady_clock;
+    const Kernel kernel = best(Operator::PEAK, "u8s8", level())->kernel;
+    alignas(64) unsigned char x[64], w[64], out[256];
+    std::memset(x, 1, sizeof x), std::memset(w, 1, sizeof w);
+    const void *in[2] = {x, w};
+    double most = 0;
+    const Peak rounds{2000};
+    for (int i = 0; i < 2000; i++) {
+        const Clock::time_point begun = Clock::now();
+        kernel(&rounds, in, out, {});
+        const double seconds = std::chrono::duration<double>(Clock::now() - begun).count();
+        int64_t products;
+        std::memcpy(&products, out + 248, 8);
+        most = std::max(most, 2.0 * double(products) / seconds);
+    }
+    return most;
 }
 
 const char *hasten_last_error(void) { return last_error.c_str(); }

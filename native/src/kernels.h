@@ -41,6 +41,7 @@ struct Conv {
     const uint8_t *shift;
     Finish finish;
     int32_t zero, lo, hi;
+    int32_t fits;  // whether every sum · scale fits 32 bits
     float unit;
     Residual add;
 };
@@ -59,6 +60,7 @@ struct Depthwise {
     const uint8_t *shift;
     Finish finish;
     int32_t zero, lo, hi;
+    int32_t fits;
 };
 
 struct Add {
@@ -99,6 +101,11 @@ struct Dequantize {
     int32_t h, w, c;
     float scale;
     int32_t zero;
+};
+
+// `rounds` times 16 instructions that multiply and wait for nothing. out: 256 bytes, whose last eight are the number of products.
+struct Peak {
+    int64_t rounds;
 };
 
 // One step of a plan: its arguments, and how its work is shared. Rows [row, row_end), blocks of channels [block, block_end).

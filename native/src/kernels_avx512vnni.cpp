@@ -18,7 +18,7 @@ inline Vec four(const uint8_t *p) {
     return _mm512_set1_epi32(v);
 }
 
-inline Vec pick_pixels() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+inline Vec lanes_together() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
 // Sixteen sums of a pixel as whole numbers near the code, before the zero point: exact, and small enough for what follows.
 struct ToCodes {
@@ -26,7 +26,6 @@ struct ToCodes {
     Vec factor, shift_even, shift_odd, half_even, half_odd;
     bool fixed;
 
-    ToCodes(const Conv &k, int n) : ToCodes(k.finish == CODES_FIXED || k.finish == VALUES_FIXED, k.scale, k.factor, k.shift, n) {}
     ToCodes(bool whole, const float *scales, const int32_t *factors, const uint8_t *shifts, int n) : fixed(whole) {
         if (!fixed) {
             scale = _mm512_loadu_ps(scales + n);
@@ -51,22 +50,45 @@ struct ToCodes {
         return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
     }
 
-    // The clamp of the definition stands before the rounding; here the packing saturates behind it, which gives the same codes. What is too
-    // large for 32 bits becomes the least of them, which is right below zero and is kept from happening above.
-    Vec operator()(Vec sum) const {
-        if (fixed) return multiply_fixed(sum);
+    // The clamp of the definition stands before the rounding; here the packing saturates behind it, which gives the same codes as long as the
+    // product fits 32 bits (`Conv::fits`). Else what is too large for them becomes the least of them: right below zero, not above.
+    template <bool FITS>
+    Vec whole(Vec sum) const {
+        if (!FITS && fixed) return multiply_fixed(sum);
         const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-        return _mm512_cvtps_epi32(_mm512_min_ps(product, _mm512_set1_ps(2147483520.0f)));
+        return _mm512_cvtps_epi32(FITS ? product : _mm512_min_ps(product, _mm512_set1_ps(2147483520.0f)));
     }
 };
 
-// Four pixels' whole numbers to codes: + zero with saturation to 16 bits, then to 8; bytes of pixel i in 128-bit lane i.
-inline Vec pack(Vec a, Vec b, Vec c, Vec d, Vec zero, Vec lo, Vec hi) {
-    const Vec ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero);
-    const Vec cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero);
-    const Vec codes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), lo), hi);
-    return _mm512_permutexvar_epi32(pick_pixels(), codes);
-}
+// The codes of a sum that goes into another sum, in float32: the definition word for word.
+struct Codes {
+    __m512 scale, low, high, zero;
+    Codes(const Conv &k, __m512 scales) : scale(scales) {
+        low = _mm512_set1_ps(static_cast<float>(k.lo - k.zero)), high = _mm512_set1_ps(static_cast<float>(k.hi - k.zero));
+        zero = _mm512_set1_ps(static_cast<float>(k.zero));
+    }
+    __m512 operator()(Vec sum) const {
+        const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+        return _mm512_add_ps(_mm512_roundscale_ps(_mm512_min_ps(_mm512_max_ps(product, low), high), 0), zero);
+    }
+};
+
+// Four vectors of whole numbers to codes: + zero with saturation to 16 bits, then to 8. The bytes of vector i end in 128-bit lane i.
+// `bare`: the zero point is 0 and every code may occur, so that the saturation is all there is to do.
+struct Packed {
+    Vec zero, lo, hi;
+    bool bare;
+    Packed(int z, int least, int most) : bare(z == 0 && least == 0 && most == 255) {
+        zero = _mm512_set1_epi16(static_cast<int16_t>(z));
+        lo = _mm512_set1_epi8(static_cast<char>(least)), hi = _mm512_set1_epi8(static_cast<char>(most));
+    }
+    Vec bytes(Vec a, Vec b, Vec c, Vec d) const {
+        const Vec ab = _mm512_packs_epi32(a, b), cd = _mm512_packs_epi32(c, d);
+        if (bare) return _mm512_packus_epi16(ab, cd);
+        return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(_mm512_adds_epi16(ab, zero), _mm512_adds_epi16(cd, zero)), lo), hi);
+    }
+    Vec operator()(Vec a, Vec b, Vec c, Vec d) const { return _mm512_permutexvar_epi32(lanes_together(), bytes(a, b, c, d)); }
+};
 
 // Codes of 16 channels as 32-bit numbers.
 inline Vec widen(const uint8_t *p, __mmask16 mask) { return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p)); }
@@ -74,79 +96,115 @@ inline Vec widen(const uint8_t *p, __mmask16 mask) { return _mm512_cvtepu8_epi32
 struct Sum {
     __m512 ra, rb, rc;
     Vec fa, fb, fc;
-    int shift;
-    bool swapped, fixed;
+    __m128i shift;
+    bool swapped;
 
-    Sum(const Residual &s, bool whole) : shift(s.shift), swapped(s.swapped != 0), fixed(whole) {
+    explicit Sum(const Residual &s) : shift(_mm_cvtsi32_si128(s.shift)), swapped(s.swapped != 0) {
         ra = _mm512_set1_ps(s.ra), rb = _mm512_set1_ps(s.rb), rc = _mm512_set1_ps(s.rc);
         fa = _mm512_set1_epi32(s.fa), fb = _mm512_set1_epi32(s.fb), fc = _mm512_set1_epi32(s.fc);
     }
-
-    Vec operator()(Vec code, Vec other) const {
+    Vec operator()(__m512 code, Vec other) const {
+        const __m512 beside = _mm512_cvtepi32_ps(other);
+        return _mm512_cvtps_epi32(swapped ? _mm512_fmadd_ps(beside, ra, _mm512_fmadd_ps(code, rb, rc))
+                                          : _mm512_fmadd_ps(code, ra, _mm512_fmadd_ps(beside, rb, rc)));
+    }
+    Vec fixed(Vec code, Vec other) const {
         const Vec a = swapped ? other : code, b = swapped ? code : other;
-        if (fixed) {
-            const Vec sum = _mm512_add_epi32(_mm512_add_epi32(_mm512_mullo_epi32(a, fa), _mm512_mullo_epi32(b, fb)), fc);
-            return _mm512_sra_epi32(sum, _mm_cvtsi32_si128(shift));
-        }
-        const __m512 inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), rb, rc);
-        return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(a), ra, inner));
+        return _mm512_sra_epi32(_mm512_add_epi32(_mm512_add_epi32(_mm512_mullo_epi32(a, fa), _mm512_mullo_epi32(b, fb)), fc), shift);
     }
 };
 
 inline __mmask16 channels_left(int c, int n) { return static_cast<__mmask16>(c - n >= 16 ? 0xffff : (1 << (c - n)) - 1); }
 
-inline void store_pixels(uint8_t *y, ptrdiff_t pixel, Vec codes, int pixels, __mmask16 mask) {
+// How a tile ends, known where it is compiled: the common ways stay in registers.
+enum End { PLAIN, WITH_RESIDUAL, ANY };
+
+inline End end_of(const Conv &k) { return k.finish != CODES || !k.fits ? ANY : k.add.present ? WITH_RESIDUAL : PLAIN; }
+
+// The lanes of four packed vectors to where they belong: four pixels' 16 channels (V = 1), or two pixels' 32 (V = 2).
+template <int V>
+[[gnu::always_inline]] inline void store_lanes(uint8_t *y, ptrdiff_t pixel, Vec codes, int pixels, int channels) {
+    if (V == 2) {
+        const __m256i part[2] = {_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64(codes, 1)};
+        const __mmask32 mask = channels >= 32 ? ~0u : (1u << channels) - 1;
+#pragma GCC unroll 2
+        for (int i = 0; i < pixels; i++) {
+            if (channels >= 32)
+                _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + i * pixel), part[i]);
+            else
+                _mm256_mask_storeu_epi8(y + i * pixel, mask, part[i]);
+        }
+        return;
+    }
     const __m128i part[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1), _mm512_extracti32x4_epi32(codes, 2),
                              _mm512_extracti32x4_epi32(codes, 3)};
-    if (mask == 0xffff) {
-        for (int i = 0; i < pixels; i++) _mm_storeu_si128(reinterpret_cast<__m128i *>(y + i * pixel), part[i]);
-    } else {
-        for (int i = 0; i < pixels; i++) _mm_mask_storeu_epi8(y + i * pixel, mask, part[i]);
+    const __mmask16 mask = channels_left(channels, 0);
+#pragma GCC unroll 4
+    for (int i = 0; i < pixels; i++) {
+        if (channels >= 16)
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(y + i * pixel), part[i]);
+        else
+            _mm_mask_storeu_epi8(y + i * pixel, mask, part[i]);
     }
 }
 
-// The sums of Q pixels and 16 channels from n on, finished and stored.
-template <int Q>
-inline void finish(const Conv &k, const Vec *sums, int n, const uint8_t *r, void *out, ptrdiff_t at) {
-    const __mmask16 mask = channels_left(k.c, n);
-    const ToCodes to_codes(k, n);
-    if (k.finish == VALUES || k.finish == VALUES_FIXED) {
+// whole(v, q): the whole numbers that stand for block v of pixel q. Four vectors at a time become codes and are stored.
+template <int Q, int V, class Whole>
+[[gnu::always_inline]] inline void store_codes(const Whole &whole, const Packed &packed, uint8_t *y, ptrdiff_t pixel, int channels) {
+    constexpr int AT_ONCE = 4 / V;
+    const Vec none = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; q += AT_ONCE) {
+        Vec v[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) v[i] = q + i / V < Q ? whole(i % V, q + i / V) : none;
+        store_lanes<V>(y + q * pixel, pixel, packed(v[0], v[1], v[2], v[3]), Q - q < AT_ONCE ? Q - q : AT_ONCE, channels);
+    }
+}
+
+// The sums of Q pixels and V blocks from channel n on, finished and stored.
+template <int Q, int V, End END>
+[[gnu::always_inline]] inline void finish(const Conv &k, const Vec (*sums)[Q], int n, const uint8_t *r, void *out, ptrdiff_t at) {
+    const int channels = k.c - n;
+    const bool fixed = END == ANY && (k.finish == CODES_FIXED || k.finish == VALUES_FIXED);
+    const ToCodes first(fixed, k.scale, k.factor, k.shift, n), second(fixed, k.scale, k.factor, k.shift, n + 16 * (V - 1));
+    const auto of = [&](int v) -> const ToCodes & { return v ? second : first; };
+    if (END == ANY && (k.finish == VALUES || k.finish == VALUES_FIXED)) {
         float *y = static_cast<float *>(out) + at;
-        for (int q = 0; q < Q; q++) {
-            const __m512 value = k.finish == VALUES ? _mm512_mul_ps(_mm512_cvtepi32_ps(sums[q]), to_codes.scale)
-                                                    : _mm512_mul_ps(_mm512_cvtepi32_ps(to_codes.multiply_fixed(sums[q])), _mm512_set1_ps(k.unit));
-            _mm512_mask_storeu_ps(y + q * k.y.pixel, mask, value);
+        for (int v = 0; v < V; v++) {
+            for (int q = 0; q < Q; q++) {
+                const __m512 value = fixed ? _mm512_mul_ps(_mm512_cvtepi32_ps(of(v).multiply_fixed(sums[v][q])), _mm512_set1_ps(k.unit))
+                                           : _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v][q]), of(v).scale);
+                _mm512_mask_storeu_ps(y + q * k.y.pixel + 16 * v, channels_left(channels, 16 * v), value);
+            }
         }
         return;
     }
     uint8_t *y = static_cast<uint8_t *>(out) + at;
-    const Vec zero = _mm512_set1_epi16(static_cast<int16_t>(k.zero)), none = _mm512_setzero_si512();
-    Vec lo = _mm512_set1_epi8(static_cast<char>(k.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.hi));
-    if (!k.add.present) {
-        for (int q = 0; q < Q; q += 4) {
-            const int pixels = Q - q < 4 ? Q - q : 4;
-            Vec v[4] = {none, none, none, none};
-            for (int i = 0; i < pixels; i++) v[i] = to_codes(sums[q + i]);
-            store_pixels(y + q * k.y.pixel, k.y.pixel, pack(v[0], v[1], v[2], v[3], zero, lo, hi), pixels, mask);
-        }
+    if (END == PLAIN || (END == ANY && !k.add.present)) {
+        const auto whole = [&](int v, int q) { return of(v).template whole<END != ANY>(sums[v][q]); };
+        store_codes<Q, V>(whole, Packed(k.zero, k.lo, k.hi), y, k.y.pixel, channels);
         return;
     }
-    const Sum sum(k.add, k.finish == CODES_FIXED);
-    const Vec wide_zero = _mm512_set1_epi32(k.zero), wide_lo = _mm512_set1_epi32(k.lo), wide_hi = _mm512_set1_epi32(k.hi);
-    lo = _mm512_set1_epi8(static_cast<char>(k.add.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.add.hi));
-    for (int q = 0; q < Q; q += 4) {
-        const int pixels = Q - q < 4 ? Q - q : 4;
-        Vec v[4] = {none, none, none, none};
-        for (int i = 0; i < pixels; i++) {
-            const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes(sums[q + i]), wide_zero), wide_lo), wide_hi);
-            v[i] = sum(code, widen(r + (q + i) * k.r.pixel + n, mask));
-        }
-        store_pixels(y + q * k.y.pixel, k.y.pixel, pack(v[0], v[1], v[2], v[3], none, lo, hi), pixels, mask);
+    const Sum sum(k.add);
+    const auto other = [&](int v, int q) { return widen(r + q * k.r.pixel + n + 16 * v, channels_left(channels, 16 * v)); };
+    const Packed packed(0, k.add.lo, k.add.hi);
+    if (fixed) {
+        const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo), hi = _mm512_set1_epi32(k.hi);
+        const auto whole = [&](int v, int q) {
+            const Vec code = _mm512_add_epi32(of(v).multiply_fixed(sums[v][q]), zero);
+            return sum.fixed(_mm512_min_epi32(_mm512_max_epi32(code, lo), hi), other(v, q));
+        };
+        store_codes<Q, V>(whole, packed, y, k.y.pixel, channels);
+    } else {
+        const Codes codes[2] = {Codes(k, first.scale), Codes(k, second.scale)};
+        const auto whole = [&](int v, int q) { return sum(codes[v](sums[v][q]), other(v, q)); };
+        store_codes<Q, V>(whole, packed, y, k.y.pixel, channels);
     }
 }
 
 // Q pixels of one row by 16 V channels. Three pixels share a base register: x86 addresses reach base, base + step and base + 2 step.
-template <int Q, int V>
+template <int Q, int V, End END>
 void tile(const Conv &k, const uint8_t *x, int n, const uint8_t *r, void *y, ptrdiff_t at) {
     Vec sums[V][Q];
     for (int v = 0; v < V; v++)
@@ -167,7 +225,7 @@ void tile(const Conv &k, const uint8_t *x, int n, const uint8_t *r, void *y, ptr
             }
         }
     }
-    for (int v = 0; v < V; v++) finish<Q>(k, sums[v], n + 16 * v, r, y, at + 16 * v);
+    finish<Q, V, END>(k, sums, n, r, y, at);
 }
 
 // One pixel (a Gemm of one row): V blocks at once, so that enough sums are under way and each input is read once.
@@ -191,8 +249,8 @@ void one_pixel(const Conv &k, const uint8_t *x, int n, const uint8_t *r, void *y
             for (int v = 0; v < V; v++) sums[v] = _mm512_dpbusd_epi32(sums[v], four(from + 4 * g), load(w + v * panel));
     }
     for (int v = 0; v < V; v++) {
-        const Vec sum = _mm512_add_epi32(sums[v], more[v]);
-        finish<1>(k, &sum, n + 16 * v, r, y, at + 16 * v);
+        const Vec sum[1][1] = {{_mm512_add_epi32(sums[v], more[v])}};
+        finish<1, 1, ANY>(k, sum, n + 16 * v, r, y, at + 16 * v);
     }
 }
 
@@ -200,13 +258,28 @@ using Tile = void (*)(const Conv &, const uint8_t *, int, const uint8_t *, void 
 
 constexpr int WIDE = 14, NARROW = 16;  // pixels of a tile of 32 channels (28 sums, 2 weights, 1 input: 31 registers), of 16 channels
 
-constexpr Tile TWO_BLOCKS[WIDE + 1] = {nullptr,     tile<1, 2>, tile<2, 2>,  tile<3, 2>,  tile<4, 2>,  tile<5, 2>,  tile<6, 2>, tile<7, 2>,
-                                       tile<8, 2>,  tile<9, 2>, tile<10, 2>, tile<11, 2>, tile<12, 2>, tile<13, 2>, tile<14, 2>};
-constexpr Tile ONE_BLOCK[NARROW + 1] = {nullptr,     tile<1, 1>,  tile<2, 1>,  tile<3, 1>,  tile<4, 1>,  tile<5, 1>,
-                                        tile<6, 1>,  tile<7, 1>,  tile<8, 1>,  tile<9, 1>,  tile<10, 1>, tile<11, 1>,
-                                        tile<12, 1>, tile<13, 1>, tile<14, 1>, tile<15, 1>, tile<16, 1>};
+template <int V, End END>
+constexpr Tile TILES[NARROW + 1] = {
+    nullptr,         tile<1, V, END>, tile<2, V, END>,  tile<3, V, END>,  tile<4, V, END>,  tile<5, V, END>,
+    tile<6, V, END>, tile<7, V, END>, tile<8, V, END>,  tile<9, V, END>,  tile<10, V, END>, tile<11, V, END>,
+    tile<12, V, END>, tile<13, V, END>, tile<14, V, END>, V == 1 ? tile<15, 1, END> : nullptr, V == 1 ? tile<16, 1, END> : nullptr};
+constexpr const Tile *TILES_BY_END[3][2] = {{TILES<1, PLAIN>, TILES<2, PLAIN>}, {TILES<1, WITH_RESIDUAL>, TILES<2, WITH_RESIDUAL>}, {TILES<1, ANY>, TILES<2, ANY>}};
 constexpr Tile ONE_PIXEL[9] = {nullptr,      one_pixel<1>, one_pixel<2>, one_pixel<3>, one_pixel<4>,
                                one_pixel<5>, one_pixel<6>, one_pixel<7>, one_pixel<8>};
+
+constexpr ptrdiff_t WEIGHTS_AT_HAND = 256 << 10;  // bytes
+
+// A row of outputs of one or two blocks, in tiles that differ by a pixel at most.
+inline void blocks_of_row(const Conv &k, const uint8_t *x, const uint8_t *r, void *y, int row, int block, int blocks) {
+    const Tile *const of_width = TILES_BY_END[end_of(k)][blocks - 1];
+    const int widest = blocks == 2 ? WIDE : NARROW, tiles = (k.w + widest - 1) / widest;
+    for (int t = 0, q = 0; t < tiles; t++) {
+        const int pixels = (k.w - q) / (tiles - t);
+        of_width[pixels](k, x + row * k.x.row + q * k.x.pixel, block * 16, r ? r + row * k.r.row + q * k.r.pixel : r, y,
+                         row * k.y.row + q * k.y.pixel + block * 16);
+        q += pixels;
+    }
+}
 
 }  // namespace
 
@@ -223,21 +296,12 @@ void conv_u8s8_avx512vnni(const void *arguments, const void *const *in, void *ou
         }
         return;
     }
-    // Blocks outside, pixels inside: a pair of blocks' weights stays in the first-level cache while the image goes by.
-    for (int block = share.block; block < share.block_end;) {
-        const int blocks = share.block_end - block < 2 ? 1 : 2;
-        const int widest = blocks == 2 ? WIDE : NARROW, tiles = (k.w + widest - 1) / widest;
-        for (int row = share.row; row < share.row_end; row++) {
-            const uint8_t *from = x + row * k.x.row;
-            for (int t = 0, q = 0; t < tiles; t++) {
-                const int pixels = (k.w - q) / (tiles - t);  // of even width, the last ones wider
-                (blocks == 2 ? TWO_BLOCKS : ONE_BLOCK)[pixels](k, from + q * k.x.pixel, block * 16, r ? r + row * k.r.row + q * k.r.pixel : r, out,
-                                                               row * k.y.row + q * k.y.pixel + block * 16);
-                q += pixels;
-            }
-        }
-        block += blocks;
-    }
+    // Weights that fit the second-level cache are read again for every row, so that a row's outputs are finished together; larger ones once.
+    const ptrdiff_t weights = static_cast<ptrdiff_t>(share.block_end - share.block) * k.segments * k.groups * 64;
+    const int rows_at_once = weights <= WEIGHTS_AT_HAND ? 1 : share.row_end - share.row;
+    for (int row = share.row; row < share.row_end; row += rows_at_once)
+        for (int block = share.block; block < share.block_end; block += 2)
+            for (int i = row; i < row + rows_at_once; i++) blocks_of_row(k, x, r, out, i, block, share.block_end - block < 2 ? 1 : 2);
 }
 
 namespace {
@@ -258,18 +322,20 @@ inline __mmask64 bytes_left(int c, int n) { return c - n >= 64 ? ~UINT64_C(0) : 
 // scale, factor, shift and bias of depthwise layers are packed in the order of the interleaved vectors, so they load as they lie.
 struct DepthwiseFinish {
     ToCodes to_codes[4];
-    Vec bias[4], zero, lo, hi;
-    DepthwiseFinish(const Depthwise &k, int n, const int32_t *b, const float *s, const int32_t *f, const uint8_t *h)
-        : to_codes{{k.finish == CODES_FIXED, s, f, h, n}, {k.finish == CODES_FIXED, s, f, h, n + 16},
-                   {k.finish == CODES_FIXED, s, f, h, n + 32}, {k.finish == CODES_FIXED, s, f, h, n + 48}} {
-        for (int v = 0; v < 4; v++) bias[v] = load(b + n + 16 * v);
-        zero = _mm512_set1_epi16(static_cast<int16_t>(k.zero));
-        lo = _mm512_set1_epi8(static_cast<char>(k.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.hi));
+    Vec bias[4];
+    Packed packed;
+    bool fits;
+    DepthwiseFinish(const Depthwise &k, int n)
+        : to_codes{at(k, n), at(k, n + 16), at(k, n + 32), at(k, n + 48)}, packed(k.zero, k.lo, k.hi), fits(k.fits && k.finish == CODES) {
+        for (int v = 0; v < 4; v++) bias[v] = load(k.bias + n + 16 * v);
     }
+    static ToCodes at(const Depthwise &k, int n) { return {k.finish == CODES_FIXED, k.scale, k.factor, k.shift, n}; }
     Vec operator()(const Vec *sums) const {
-        const Vec ab = _mm512_adds_epi16(_mm512_packs_epi32(to_codes[0](sums[0]), to_codes[1](sums[1])), zero);
-        const Vec cd = _mm512_adds_epi16(_mm512_packs_epi32(to_codes[2](sums[2]), to_codes[3](sums[3])), zero);
-        return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), lo), hi);
+        if (fits)
+            return packed.bytes(to_codes[0].whole<true>(sums[0]), to_codes[1].whole<true>(sums[1]), to_codes[2].whole<true>(sums[2]),
+                                to_codes[3].whole<true>(sums[3]));
+        return packed.bytes(to_codes[0].whole<false>(sums[0]), to_codes[1].whole<false>(sums[1]), to_codes[2].whole<false>(sums[2]),
+                            to_codes[3].whole<false>(sums[3]));
     }
 };
 
@@ -284,7 +350,7 @@ void depthwise_u8s8_avx512vnni(const void *arguments, const void *const *in, voi
     for (int block = share.block; block < share.block_end; block++) {
         const int n = block * 64;
         const __mmask64 mask = bytes_left(k.c, n);
-        const DepthwiseFinish finished(k, n, k.bias, k.scale, k.factor, k.shift);
+        const DepthwiseFinish finished(k, n);
         const int8_t *weights = k.weights + static_cast<ptrdiff_t>(block) * groups * 256;
         for (int row = share.row; row < share.row_end; row++) {
             for (int q = 0; q < k.w; q++) {
@@ -307,13 +373,14 @@ void add_u8_avx512vnni(const void *arguments, const void *const *in, void *out, 
     const Add &k = *static_cast<const Add *>(arguments);
     const uint8_t *a = static_cast<const uint8_t *>(in[0]), *b = static_cast<const uint8_t *>(in[1]);
     uint8_t *y = static_cast<uint8_t *>(out);
-    const Sum sum(k.sum, k.fixed != 0);
+    const Sum sum(k.sum);
     const Vec lo = _mm512_set1_epi32(k.sum.lo), hi = _mm512_set1_epi32(k.sum.hi);
     for (int row = share.row; row < share.row_end; row++) {
         for (int q = 0; q < k.w; q++) {
             for (int n = 0; n < k.c; n += 16) {
                 const __mmask16 mask = channels_left(k.c, n);
-                const Vec v = sum(widen(a + row * k.a.row + q * k.a.pixel + n, mask), widen(b + row * k.b.row + q * k.b.pixel + n, mask));
+                const Vec one = widen(a + row * k.a.row + q * k.a.pixel + n, mask), other = widen(b + row * k.b.row + q * k.b.pixel + n, mask);
+                const Vec v = k.fixed ? sum.fixed(one, other) : sum(_mm512_cvtepi32_ps(one), other);
                 const Vec code = _mm512_min_epi32(_mm512_max_epi32(v, lo), hi);
                 _mm_mask_storeu_epi8(y + row * k.y.row + q * k.y.pixel + n, mask, _mm512_cvtepi32_epi8(code));
             }
@@ -359,7 +426,7 @@ void pool_u8_avx512vnni(const void *arguments, const void *const *in, void *out,
                 Vec sum = _mm512_set1_epi32(-inside * k.x_zero);
                 for (int i = first; i < last; i++)
                     for (int j = begin; j < end; j++) sum = _mm512_add_epi32(sum, widen(x + i * k.x.row + j * k.x.pixel + n, mask));
-                const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes(sum), zero), lo), hi);
+                const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes.whole<false>(sum), zero), lo), hi);
                 _mm_mask_storeu_epi8(to + n, mask, _mm512_cvtepi32_epi8(code));
             }
         }
@@ -436,6 +503,23 @@ void quantize_f32u8_avx512vnni(const void *arguments, const void *const *in, voi
                 for (ptrdiff_t n = k.c; n < k.y.pixel; n++) to[q * k.y.pixel + n] = static_cast<uint8_t>(k.zero);
         }
     }
+}
+
+void peak_u8s8_avx512vnni(const void *arguments, const void *const *in, void *out, Share) {
+    const Peak &k = *static_cast<const Peak *>(arguments);
+    const Vec x = load(in[0]), w = load(in[1]);
+    Vec s[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) s[i] = _mm512_add_epi32(x, _mm512_set1_epi32(i));
+#pragma GCC unroll 1
+    for (int64_t r = 0; r < k.rounds; r++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) s[i] = _mm512_dpbusd_epi32(s[i], x, w);
+    }
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; i++) s[0] = _mm512_xor_si512(s[0], s[i]);
+    _mm512_storeu_si512(out, s[0]);
+    static_cast<int64_t *>(out)[31] = k.rounds * 16 * 64;
 }
 
 }  // namespace hasten

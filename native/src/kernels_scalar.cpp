@@ -189,4 +189,15 @@ void dequantize_u8f32_scalar(const void *arguments, const void *const *in, void 
                     static_cast<float>(x[row * k.x.row + q * k.x.pixel + n] - k.zero) * k.scale;
 }
 
+void peak_u8s8_scalar(const void *arguments, const void *const *in, void *out, Share) {
+    const Peak &k = *static_cast<const Peak *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    const int8_t *w = static_cast<const int8_t *>(in[1]);
+    int32_t sums[16] = {};
+    for (int64_t r = 0; r < k.rounds; r++)
+        for (int i = 0; i < 16; i++) sums[i] = plus(sums[i], x[i] * w[i]);
+    for (int i = 0; i < 16; i++) static_cast<int32_t *>(out)[i] = sums[i];
+    static_cast<int64_t *>(out)[31] = k.rounds * 16;
+}
+
 }  // namespace hasten

@@ -215,6 +215,7 @@ private:
         k.segment = blob<int32_t>(op, 0, k.segments);
         k.weights = blob<int8_t>(op, 1, blocks * steps * BLOCK * GROUP);
         scales(op, 2, blocks * BLOCK, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
+        k.fits = fits(k.bias, k.scale, blocks * BLOCK, steps * GROUP);
         for (int i = 0; i < k.segments; i++) reach(x, k.segment[i], int64_t{k.groups} * GROUP, y, k.x);
         if (op.in[1] >= 0) {
             const Tensor &r = need(op.in[1], HASTEN_U8);
@@ -227,7 +228,7 @@ private:
         s.row = best(Operator::CONV, "u8s8", isa_);
         s.blocks = static_cast<int32_t>(blocks);
         s.matrix = y.h == 1 && y.w == 1;
-        s.work = double(steps) * GROUP * y.h * y.w * y.c;
+        s.products = s.work = double(steps) * GROUP * y.h * y.w * y.c;
         // By what leaves the least to the thread that has most; where both are alike, by rows while the weights are the smaller part.
         const auto most = [](int parts) { return double((parts + 1) / 2) / parts; };
         const double rows = most(s.rows), channels = most((s.blocks + 1) / 2);
@@ -251,10 +252,12 @@ private:
         k.tap = blob<int32_t>(op, 0, k.taps);
         k.weights = blob<int8_t>(op, 1, blocks * groups * 256);
         scales(op, 2, blocks * 64, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
+        k.fits = fits(k.bias, k.scale, blocks * 64, k.taps);
         for (int i = 0; i < k.taps; i++) reach(x, k.tap[i], blocks * 64, y, k.x);
         s.row = best(Operator::DEPTHWISE, "u8s8", isa_);
         s.blocks = static_cast<int32_t>(blocks);
-        s.work = double(k.taps) * y.h * y.w * y.c * 4;
+        s.products = double(k.taps) * y.h * y.w * y.c;
+        s.work = s.products * 4;
         s.by_blocks = s.rows < 8 && s.blocks % 2 == 0;
     }
 
@@ -392,6 +395,13 @@ private:
         *factor = blob<int32_t>(op, i + 1, count);
         *shift = blob<uint8_t>(op, i + 2, count);
         for (int64_t n = 0; n < count; n++) check((*shift)[n] >= 1 && (*shift)[n] <= 62, "a shift is none of 1 to 62");
+    }
+
+    // Whether no sum of so many products, times its scale, can leave 32 bits.
+    static bool fits(const int32_t *bias, const float *scale, int64_t count, int64_t products) {
+        for (int64_t n = 0; scale && n < count; n++)
+            if (!((double(products) * 255 * 128 + std::abs(double(bias[n]))) * std::abs(double(scale[n])) < 2e9)) return false;
+        return true;
     }
 
     Residual residual(const Op &op, int p, int f, bool fixed) const {

@@ -35,7 +35,7 @@ struct Step {
     int32_t rows, blocks;      // how the work can be parted
     bool by_blocks;            // whether a team parts it by blocks of channels, else by rows
     bool matrix;               // one pixel of a sample: samples can be computed as if they were pixels
-    double work;               // products, or bytes / 16: what the decision to share goes by
+    double products, work;     // multiplications; these, or bytes / 16: what the decision to share goes by
 };
 
 struct Program {
