@@ -46,13 +46,15 @@ struct Conv {
     Residual add;
 };
 
-// The same with one filter per channel. Weights: [c / 64][⌈taps / 4⌉][4][16][4], the order in which bytes of four taps interleave
-// (64 channels in four vectors: of each run of 16, the first four in vector 0, the next in vector 1, …); bias and scales in the same order.
+// The same with one filter per channel. Taps come in groups of four, one column of the window each if it is not higher than that; a group is
+// filled up with taps of weight 0. Weights: [c / 64][groups][4][16][4], the order in which bytes of four taps interleave (64 channels in four
+// vectors: of each run of 16, the first four in vector 0, the next in vector 1, …); bias and scales in the same order.
 struct Depthwise {
     Strides x, y;
     int32_t h, w, c;
-    int32_t taps;
-    const int32_t *tap;  // elements from an output's first input to each tap
+    int32_t groups;
+    const int32_t *tap;  // elements from an output's first input to each of 4 · groups taps
+    int32_t slide;       // 0, or by how many groups the window moves from one pixel to the next: the others are seen again
     const int8_t *weights;
     const int32_t *bias;
     const float *scale;

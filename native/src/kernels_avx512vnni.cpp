@@ -341,29 +341,63 @@ struct DepthwiseFinish {
 
 }  // namespace
 
+namespace {
+
+constexpr ptrdiff_t IMAGE_AT_HAND = 128 << 10;  // bytes
+
+inline Interleaved column(const uint8_t *from, const int32_t *tap) {
+    return {load(from + tap[0]), load(from + tap[1]), load(from + tap[2]), load(from + tap[3])};
+}
+
+inline void add_column(Vec *sums, const Interleaved &in, const int8_t *weights) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) sums[v] = _mm512_dpbusd_epi32(sums[v], in.v[v], load(weights + v * 64));
+}
+
+// A row of outputs under a window of three columns that moves by `S` of them: the columns that stay are kept interleaved.
+template <int S>
+inline void slide(const Depthwise &k, const uint8_t *from, const int8_t *weights, const DepthwiseFinish &finished, uint8_t *y, __mmask64 mask) {
+    Interleaved a = column(from, k.tap), b = column(from, k.tap + 4);
+    for (int q = 0; q < k.w; q++, from += k.x.pixel, y += k.y.pixel) {
+        const Interleaved c = column(from, k.tap + 8);
+        Vec sums[4] = {finished.bias[0], finished.bias[1], finished.bias[2], finished.bias[3]};
+        add_column(sums, a, weights), add_column(sums, b, weights + 256), add_column(sums, c, weights + 512);
+        _mm512_mask_storeu_epi8(y, mask, finished(sums));
+        a = S == 1 ? b : c;
+        if (S == 1)
+            b = c;
+        else if (q + 1 < k.w)
+            b = column(from + k.x.pixel, k.tap + 4);
+    }
+}
+
+}  // namespace
+
 void depthwise_u8s8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
     const Depthwise &k = *static_cast<const Depthwise *>(arguments);
     const uint8_t *x = static_cast<const uint8_t *>(in[0]);
     uint8_t *y = static_cast<uint8_t *>(out);
-    const int groups = (k.taps + 3) / 4;
-    const Vec none = _mm512_setzero_si512();
-    for (int block = share.block; block < share.block_end; block++) {
-        const int n = block * 64;
-        const __mmask64 mask = bytes_left(k.c, n);
-        const DepthwiseFinish finished(k, n);
-        const int8_t *weights = k.weights + static_cast<ptrdiff_t>(block) * groups * 256;
-        for (int row = share.row; row < share.row_end; row++) {
-            for (int q = 0; q < k.w; q++) {
-                const uint8_t *from = x + row * k.x.row + q * k.x.pixel + n;
-                Vec sums[4] = {finished.bias[0], finished.bias[1], finished.bias[2], finished.bias[3]};
-                for (int g = 0; g < groups; g++) {
-                    const int32_t *tap = k.tap + 4 * g;
-                    const int here = k.taps - 4 * g;
-                    const Interleaved in4(load(from + tap[0]), here > 1 ? load(from + tap[1]) : none, here > 2 ? load(from + tap[2]) : none,
-                                          here > 3 ? load(from + tap[3]) : none);
-                    for (int v = 0; v < 4; v++) sums[v] = _mm512_dpbusd_epi32(sums[v], in4.v[v], load(weights + g * 256 + v * 64));
+    // Of images that exceed the first-level cache by far, all channels of a row together, so that no line is fetched twice.
+    const ptrdiff_t bytes = static_cast<ptrdiff_t>(share.row_end - share.row) * k.w * k.c;
+    const int rows_at_once = bytes > IMAGE_AT_HAND ? 1 : share.row_end - share.row;
+    for (int first = share.row; first < share.row_end; first += rows_at_once) {
+        for (int block = share.block; block < share.block_end; block++) {
+            const int n = block * 64;
+            const __mmask64 mask = bytes_left(k.c, n);
+            const DepthwiseFinish finished(k, n);
+            const int8_t *weights = k.weights + static_cast<ptrdiff_t>(block) * k.groups * 256;
+            for (int row = first; row < first + rows_at_once; row++) {
+                const uint8_t *from = x + row * k.x.row + n;
+                uint8_t *to = y + row * k.y.row + n;
+                if (k.slide) {
+                    (k.slide == 1 ? slide<1> : slide<2>)(k, from, weights, finished, to, mask);
+                    continue;
                 }
-                _mm512_mask_storeu_epi8(y + row * k.y.row + q * k.y.pixel + n, mask, finished(sums));
+                for (int q = 0; q < k.w; q++, from += k.x.pixel, to += k.y.pixel) {
+                    Vec sums[4] = {finished.bias[0], finished.bias[1], finished.bias[2], finished.bias[3]};
+                    for (int g = 0; g < k.groups; g++) add_column(sums, column(from, k.tap + 4 * g), weights + g * 256);
+                    _mm512_mask_storeu_epi8(to, mask, finished(sums));
+                }
             }
         }
     }

@@ -83,17 +83,16 @@ void depthwise_u8s8_scalar(const void *arguments, const void *const *in, void *o
     const Depthwise &k = *static_cast<const Depthwise *>(arguments);
     const uint8_t *x = static_cast<const uint8_t *>(in[0]);
     uint8_t *y = static_cast<uint8_t *>(out);
-    const int groups = (k.taps + 3) / 4;
     for (int row = share.row; row < share.row_end; row++) {
         for (int q = 0; q < k.w; q++) {
             const uint8_t *from = x + row * k.x.row + q * k.x.pixel;
             for (int n = share.block * 64; n < share.block_end * 64 && n < k.c; n++) {
                 // Channel n % 64 = 16 run + 4 vector + lane stands in that vector, at 4 run + lane.
                 const int within = n % 64, vector = within % 16 / 4, place = within / 16 * 4 + within % 4;
-                const int8_t *w = k.weights + ((static_cast<ptrdiff_t>(n / 64) * groups * 4 + vector) * 16 + place) * 4;
+                const int8_t *w = k.weights + ((static_cast<ptrdiff_t>(n / 64) * k.groups * 4 + vector) * 16 + place) * 4;
                 const int i = n / 64 * 64 + vector * 16 + place;
                 int32_t sum = k.bias[i];
-                for (int t = 0; t < k.taps; t++) sum = plus(sum, from[k.tap[t] + n] * w[t / 4 * 256 + t % 4]);
+                for (int t = 0; t < 4 * k.groups; t++) sum = plus(sum, from[k.tap[t] + n] * w[t / 4 * 256 + t % 4]);
                 y[row * k.y.row + q * k.y.pixel + n] = k.finish == CODES_FIXED
                                                            ? requantize_fixed(sum, k.factor[i], k.shift[i], k.zero, k.lo, k.hi)
                                                            : requantize(sum, k.scale[i], k.zero, k.lo, k.hi);

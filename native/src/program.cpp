@@ -235,30 +235,45 @@ private:
         s.by_blocks = channels < rows || (channels == rows && blocks * steps * BLOCK * GROUP > int64_t{x.h} * x.w * x.c);
     }
 
-    // p: stride h, stride w, taps, finish, zero, lo, hi. blobs: taps (int32), weights, bias, scale or factor, shift.
+    // p: stride h, stride w, groups, finish, zero, lo, hi, together. blobs: taps (int32), weights, bias, scale or factor, shift.
+    // together: pixels that are computed as if their channels were one pixel's, where a pixel has few.
     void depthwise(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_U8), &y = need(op.out, HASTEN_U8);
         arena(x), arena(y);
         Depthwise &k = s.depthwise;
         k.x = {ptrdiff_t{positive(op.p[0])} * x.row, ptrdiff_t{positive(op.p[1])} * x.pixel};
         k.y = strides(y);
-        k.h = y.h, k.w = y.w, k.c = y.c, k.taps = positive(op.p[2]);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.groups = positive(op.p[2]);
         k.finish = finish(op.p[3]);
         check(k.finish == CODES || k.finish == CODES_FIXED, "it gives codes");
         check(x.c == y.c, "it has other channels than its input");
+        const int32_t together = positive(op.p[7]);
+        if (together > 1) {
+            check(op.p[1] == 1 && x.pixel == x.c && y.pixel == y.c && y.w % together == 0 && int64_t{y.c} * together <= 64, "its pixels don't lie together");
+            k.w /= together, k.c *= together, k.x.pixel *= together, k.y.pixel *= together;
+        }
         k.zero = op.p[4], k.lo = op.p[5], k.hi = op.p[6];
         codes(k.zero, k.lo, k.hi);
-        const int64_t blocks = (int64_t{y.c} + 63) / 64, groups = (int64_t{k.taps} + 3) / 4;
-        k.tap = blob<int32_t>(op, 0, k.taps);
-        k.weights = blob<int8_t>(op, 1, blocks * groups * 256);
+        const int64_t blocks = (int64_t{k.c} + 63) / 64;
+        k.tap = blob<int32_t>(op, 0, int64_t{k.groups} * GROUP);
+        k.weights = blob<int8_t>(op, 1, blocks * k.groups * 256);
         scales(op, 2, blocks * 64, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
-        k.fits = fits(k.bias, k.scale, blocks * 64, k.taps);
-        for (int i = 0; i < k.taps; i++) reach(x, k.tap[i], blocks * 64, y, k.x);
+        k.fits = fits(k.bias, k.scale, blocks * 64, int64_t{k.groups} * GROUP);
+        for (int i = 0; i < GROUP * k.groups; i++) reach(x, k.tap[i], blocks * 64, y, {k.x.row, ptrdiff_t{op.p[1]} * x.pixel});
+        k.slide = k.groups == 3 ? sliding(k) : 0;
         s.row = best(Operator::DEPTHWISE, "u8s8", isa_);
         s.blocks = static_cast<int32_t>(blocks);
-        s.products = double(k.taps) * y.h * y.w * y.c;
+        s.products = double(k.groups) * 3 * y.h * y.w * y.c;
         s.work = s.products * 4;
         s.by_blocks = s.rows < 8 && s.blocks % 2 == 0;
+    }
+
+    // By how many groups the window moves, if each group is the one before it, moved by a pixel.
+    static int32_t sliding(const Depthwise &k) {
+        const ptrdiff_t column = ptrdiff_t{k.tap[GROUP]} - k.tap[0];
+        for (int i = 0; i < GROUP * k.groups; i++)
+            if (k.tap[i] - k.tap[i % GROUP] != i / GROUP * column) return 0;
+        return column > 0 && k.x.pixel == column ? 1 : column > 0 && k.x.pixel == 2 * column ? 2 : 0;
     }
 
     // p: fixed, then the residual's numbers as in conv. f: nothing, ra, rb, rc.

@@ -177,20 +177,37 @@ class Depthwise(Layer):
     def reads(self) -> tuple[Tensor, ...]:
         return (self.x,)
 
-    def record(self) -> Record:
-        x, channels = self.x, len(self.weights)
+    def taps(self) -> tuple[Array, Array]:
+        """(offsets int32 (groups · 4,), weights (channels, groups · 4)): column by column, each filled up to groups of four with weights of 0."""
+        kernel_h, kernel_w = self.slide.kernel
         (top, _), (left, _) = self.slide.pads
-        rows = np.arange(self.slide.kernel[0]) * self.slide.dilations[0] - top
-        columns = np.arange(self.slide.kernel[1]) * self.slide.dilations[1] - left
-        taps = (rows[:, None] * x.row + columns * x.pixel).reshape(-1)
-        blocks, groups = -(-channels // DEPTHWISE_BLOCK), -(-len(taps) // GROUP)
-        w = np.zeros((blocks * DEPTHWISE_BLOCK, groups * GROUP), np.int8)
-        w[:channels, : len(taps)] = self.weights.reshape(channels, -1)
+        high = -(-kernel_h // GROUP) * GROUP
+        rows = np.minimum(np.arange(high), kernel_h - 1) * self.slide.dilations[0] - top
+        columns = np.arange(kernel_w) * self.slide.dilations[1] - left
+        offsets = columns[:, None] * self.x.pixel + rows * self.x.row
+        w = np.pad(self.weights[:, 0].transpose(0, 2, 1), ((0, 0), (0, 0), (0, high - kernel_h)))
+        return offsets.reshape(-1).astype(np.int32), w.reshape(len(w), -1)
+
+    @property
+    def together(self) -> int:
+        """How many pixels of few channels fill one block, where they lie together."""
+        x, y = self.x, self.y
+        wished = DEPTHWISE_BLOCK // y.c if DEPTHWISE_BLOCK % y.c == 0 else 1
+        dense = x.pixel == x.c and y.pixel == y.c and self.slide.strides[1] == 1
+        return wished if dense and y.w % wished == 0 else 1
+
+    def record(self) -> Record:
+        offsets, w = self.taps()
+        channels = len(w) * self.together
+        blocks, groups = -(-channels // DEPTHWISE_BLOCK), len(offsets) // GROUP
+        channel = np.arange(blocks * DEPTHWISE_BLOCK)
+        channel = np.where(channel < channels, channel % len(w), -1)
         # Of a block's 64 channels, 16 run + 4 vector + lane goes to that vector, at 4 run + lane: the order in which bytes interleave.
-        order = np.arange(blocks * DEPTHWISE_BLOCK).reshape(blocks, 4, 4, 4).transpose(0, 2, 1, 3).reshape(-1)
-        packed = w[order].reshape(blocks, DEPTHWISE_BLOCK, groups, GROUP).transpose(0, 2, 1, 3)
-        numbers = (*self.slide.strides, len(taps), self.finish, *self.bounds())
-        return Record(3, numbers, (), (taps.astype(np.int32), packed, *self.ends(np.where(order < channels, order, -1))))
+        order = channel.reshape(blocks, 4, 4, 4).transpose(0, 2, 1, 3).reshape(-1)
+        packed = np.where(order[:, None] >= 0, w[order], 0).astype(np.int8)
+        packed = packed.reshape(blocks, DEPTHWISE_BLOCK, groups, GROUP).transpose(0, 2, 1, 3)
+        numbers = (*self.slide.strides, groups, self.finish, *self.bounds(), self.together)
+        return Record(3, numbers, (), (offsets, packed, *self.ends(order)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
