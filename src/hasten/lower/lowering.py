@@ -62,6 +62,7 @@ class _Lowering:
         self.model, self.graph, self.fixed = model, model.ir.graph, fixed
         self.values: dict[str, Any] = {}
         self.ops: list[Any] = []
+        self.names: dict[Any, str] = {}
         self.batch: int | None = None
 
     def run(self) -> tuple[Plan | None, tuple[Skip, ...]]:
@@ -78,6 +79,7 @@ class _Lowering:
                 if rule is None:
                     raise Cannot(f"the native engine has no {node.domain + '::' if node.domain else ''}{node.op_type} on 8-bit codes")
                 rule(self, node)
+                self._sign(node.name or node.op_type)
             except Cannot as e:
                 skips.append(Skip(node.name or node.op_type, str(e)))
                 if len(skips) >= MOST_REASONS:
@@ -88,10 +90,19 @@ class _Lowering:
         if not skips:
             try:
                 outputs = [self._output(i, v) for i, v in enumerate(self.graph.outputs)]
-                return Plan(tuple(inputs), tuple(outputs), tuple(self.ops), "fixed" if self.fixed else "float"), ()
+                self._sign("output")
+                mode = "fixed" if self.fixed else "float"
+                return Plan(tuple(inputs), tuple(outputs), tuple(self.ops), mode, tuple(self.names[op] for op in self.ops)), ()
             except Cannot as e:
                 skips.append(Skip("", str(e)))
         return None, tuple(skips)
+
+    def _sign(self, name: str) -> None:
+        """Remember for whom the newest ops were made."""
+        for op in reversed(self.ops):
+            if op in self.names:
+                break
+            self.names[op] = name
 
     # Ports
 

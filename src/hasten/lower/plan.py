@@ -127,12 +127,16 @@ class Port:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What a model was lowered to. `requantize`: "float" (onnxruntime's arithmetic to the bit) or "fixed" (whole numbers alone)."""
+    """What a model was lowered to. `requantize`: "float" (onnxruntime's arithmetic to the bit) or "fixed" (whole numbers alone).
+
+    names: for each op the node of the graph that it was made for.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     ops: tuple[Any, ...]
     requantize: str
+    names: tuple[str, ...] = ()
 
     @property
     def dynamic(self) -> bool:

@@ -61,6 +61,7 @@ RUNTIMES = {
     "onnxruntime": ("onnxruntime", "RUNTIME"),
     "onnxruntime-plain": ("onnxruntime", "PLAIN"),
     "openvino": ("openvino", "RUNTIME"),
+    "native": ("native", "RUNTIME"),
     "torch": ("torch", "RUNTIME"),
     "torch-compiled": ("torch", "COMPILED"),
     "reference": ("reference", "RUNTIME"),
