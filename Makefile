@@ -41,8 +41,8 @@ $(VENV)/.bench: $(VENV)/.dev
 build/native/.built: $(VENV)/.core $(shell find native -type f)
 	@command -v cmake >/dev/null || $(PIP) cmake
 	$(PIP) nanobind
-	$(CONFIGURE) -B build/native -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_CXX_COMPILER=$(COMPILER)
-	$(CMAKE) --build build/native -j $(shell nproc)
+	$(CONFIGURE) -B build/native -DHASTEN_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_CXX_COMPILER=$(COMPILER)
+	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/native -j $(shell nproc)
 	$(CMAKE) --install build/native --component python --prefix src
 	@touch $@
 
@@ -73,7 +73,7 @@ native: build/native/.built  ## The native engine, for C and for Python, and its
 sanitize: $(VENV)/.core  ## The same tests under the address and undefined-behaviour sanitizers.
 	@command -v cmake >/dev/null || $(PIP) cmake
 	$(CONFIGURE) -B build/sanitize -DHASTEN_PYTHON=OFF -DHASTEN_SANITIZE=address,undefined -DCMAKE_CXX_COMPILER=$(COMPILER)
-	$(CMAKE) --build build/sanitize -j $(shell nproc)
+	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/sanitize -j $(shell nproc)
 	cd build/sanitize && ctest --output-on-failure
 
 lint: $(VENV)/.dev  ## Style and types.

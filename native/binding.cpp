@@ -146,6 +146,8 @@ public:
     PyObject *run(PyObject *feeds) {
         nb::object made;
         if (!PyDict_Check(feeds)) {  // another Mapping
+            if (PyObject_HasAttrString(feeds, "keys") == 0)
+                fail(PyExc_TypeError, std::string("run takes arrays by input name, not ") + Py_TYPE(feeds)->tp_name + "; run_list takes them in order");
             made = nb::steal(PyDict_New());
             if (!made.is_valid() || PyDict_Update(made.ptr(), feeds) != 0) throw nb::python_error();
             feeds = made.ptr();
@@ -322,6 +324,7 @@ Model *loaded(nb::object path, int32_t threads, int32_t max_batch) {
 
 NB_MODULE(_native, m) {
     if (_import_array() < 0) throw nb::python_error();
+    nb::set_leak_warnings(false);  // a model that a program keeps until its end is no leak
     nb::class_<Model>(m, "Model", nb::type_slots(SLOTS))
         .def_static("load", &loaded, nb::arg("path"), nb::arg("threads") = 1, nb::arg("max_batch") = 1)
         .def_static(
