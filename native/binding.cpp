@@ -27,7 +27,7 @@ constexpr Type TYPES[] = {
     {HASTEN_I32, NPY_INT32, 4, "int32"},     {HASTEN_I64, NPY_INT64, 8, "int64"},
 };
 
-// A model whose weights and working memory are no larger runs with Python's lock held. To give it up and take it back is 50 ns, beside 120 ns for all of
+// A model whose weights and working memory are no larger runs with Python's lock held. To give it up and take it back is 30 to 60 ns, beside 120 ns for all of
 // a call without it; and what fits in so little memory is done long before the 5 ms after which Python itself would let another thread in.
 constexpr size_t BRIEF = 16 << 10;
 
