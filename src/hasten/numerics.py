@@ -120,6 +120,47 @@ def combined_scale(x_scale: Array | float, w_scale: Array, y_scale: Array | floa
     return (np.float32(x_scale) * np.asarray(w_scale, np.float32)) / np.float32(y_scale)
 
 
+def addition(
+    a_scale: Array, a_zero: Array, b_scale: Array, b_zero: Array, scale: Array, zero: Array
+) -> tuple[np.float32, np.float32, np.float32]:
+    """(r_a, r_b, offset) of a sum of two quantized tensors, as in onnxruntime's QLinearAdd: r = s / s_y, offset = z_y − (z_a r_a + z_b r_b)."""
+    ra, rb = np.float32(a_scale) / np.float32(scale), np.float32(b_scale) / np.float32(scale)
+    inner = _fused(np.float32(int(a_zero)), ra, np.float32(rb * np.float32(int(b_zero))))
+    return ra, rb, np.float32(np.float32(int(zero)) - inner)
+
+
+def added(a: Array, b: Array, factors: tuple[np.float32, np.float32, np.float32], to: Format) -> Array:
+    """Codes of a sum: clip(round(a r_a + (b r_b + offset))), every product and sum a fused multiply-add in float32.
+
+    The order was found by trying: this one alone gave no differing code over all 65,536 pairs of codes at 60 random scales.
+    """
+    ra, rb, offset = factors
+    return np.clip(np.rint(_fused(a, ra, _fused(b, rb, offset))), to.lo, to.hi).astype(to.dtype)
+
+
+def _fused(x: Array | np.float32, factor: np.float32, addend: Array | np.float32) -> Array:
+    """x · factor + addend rounded once to float32: the product of an 8-bit code and a float32 is exact in float64, the sum nearly so."""
+    exact = np.asarray(x, np.float64) * np.float64(factor) + np.asarray(addend, np.float64)
+    return np.asarray(exact.astype(np.float32))
+
+
+FIXED_SUM_BITS = 21
+"""Of the larger factor of a fixed-point sum: two codes of 8 bits times it, and their offset, fit 32."""
+
+
+def addition_fixed(factors: tuple[np.float32, np.float32, np.float32]) -> tuple[int, int, int, int]:
+    """(f_a, f_b, f_c, shift): the sum of `addition` in whole numbers, code = clip((a f_a + b f_b + f_c) >> shift), rounded half up.
+
+    ValueError where the scales lie too far apart for 32 bits.
+    """
+    ra, rb, offset = (float(f) for f in factors)
+    shift = min(FIXED_SUM_BITS - int(np.frexp(max(ra, rb))[1]), 30)
+    if shift < 1 or abs(offset) * 2.0**shift > 2.0**30:
+        raise ValueError(f"scales {ra:g} and {rb:g} times the sum's are too far apart for a sum in 32 bits")
+    half = (1 << (shift - 1)) if shift else 0
+    return round(ra * 2**shift), round(rb * 2**shift), round(offset * 2**shift) + half, shift
+
+
 def pack_int4(codes: Array) -> Array:
     """Two 4-bit codes in a byte, the first in the low half (ONNX's layout); an odd last one is padded with 0. (N,) → (⌈N/2⌉,) uint8."""
     low = codes.reshape(-1).astype(np.uint8) & 0xF
@@ -177,3 +218,29 @@ def unpack_ternary(packed: Array, columns: int) -> Array:
     """The inverse: (N, columns) of −1, 0 and +1 as int8."""
     digits = (packed[:, :, None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3
     return (digits.reshape(len(packed), -1)[:, :columns].astype(np.int8) - 1).astype(np.int8)
+
+
+def fixed_multiplier(scale: Array | float) -> tuple[Array, Array]:
+    """(factor int32, shift uint8) with scale ≈ factor · 2^−shift, factor of 31 bits where the shift allows: arXiv 1712.05877, section 2.2.
+
+    scale: positive numbers below 2^30. Below 2^−32 fewer bits are left, for the shift ends at 62. ValueError for others.
+    """
+    scale = np.asarray(scale, np.float64)
+    if (scale <= 0).any() or (scale >= 2.0**30).any():
+        raise ValueError(f"a scale must lie between 0 and 2^30, came {scale.min()} to {scale.max()}")
+    _, exponent = np.frexp(scale)
+    shift = np.minimum(31 - exponent, 62)
+    factor = np.rint(np.ldexp(scale, shift))
+    over = factor >= 2.0**31
+    return np.where(over, factor / 2, factor).astype(np.int32), (shift - over).astype(np.uint8)
+
+
+def multiply_fixed(sums: Array, factor: Array, shift: Array) -> Array:
+    """(sum · factor + 2^(shift−1)) >> shift in 64 bits: sum · scale in whole numbers, rounded half up. int64."""
+    half = np.int64(1) << (shift.astype(np.int64) - 1)
+    return (sums.astype(np.int64) * factor.astype(np.int64) + half) >> shift.astype(np.int64)
+
+
+def requantize_fixed(sums: Array, factor: Array, shift: Array, zero: int, to: Format) -> Array:
+    """Codes from exact int32 sums without floating point, for processors that have none: within one code of `requantize`."""
+    return np.clip(multiply_fixed(sums, factor, shift) + zero, to.lo, to.hi).astype(to.dtype)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from hasten import check
 from hasten.graph import Array, constant, sole_consumer
 from hasten.model import IR_VERSION, OPSET, Model, Skip
-from hasten.numerics import FORMATS, Format, combined_scale, dequantize, quantize, requantize
+from hasten.numerics import FORMATS, Format, added, addition, combined_scale, dequantize, quantize, requantize
 from hasten.patches import patches, slide
 from hasten.runtimes import Feeds, Outputs, Target
 
@@ -278,22 +278,10 @@ def _product(node: ir.Node, inputs: list[Any]) -> Array:
 
 
 def _add(node: ir.Node, inputs: list[Any], output: Output) -> Codes:
-    """QLinearAdd: a r_a + (b r_b + (z_y − (z_a r_a + z_b r_b))) with r = s / s_y, every product and sum a fused multiply-add in float32.
-
-    The order was found by trying: this one alone gave no differing code over all 65,536 pairs of codes at 60 random scales.
-    """
+    """QLinearAdd (`numerics.added`)."""
     (a, b), (scale, zero, to) = inputs, output
-    ra, rb = np.float32(a.scale) / np.float32(scale), np.float32(b.scale) / np.float32(scale)
-    offset = _fused(np.float32(int(a.zero)), ra, np.float32(rb * np.float32(int(b.zero))))
-    fixed = np.float32(np.float32(int(zero)) - offset)
-    total = _fused(a.codes, ra, _fused(b.codes, rb, fixed))
-    return Codes(np.clip(np.rint(total), to.lo, to.hi).astype(to.dtype), scale, zero)
-
-
-def _fused(x: Array | np.float32, factor: np.float32, addend: Array | np.float32) -> Array:
-    """x · factor + addend rounded once to float32: the product of an 8-bit code and a float32 is exact in float64, the sum nearly so."""
-    exact = np.asarray(x, np.float64) * np.float64(factor) + np.asarray(addend, np.float64)
-    return np.asarray(exact.astype(np.float32))
+    factors = addition(a.scale, a.zero, b.scale, b.zero, scale, zero)
+    return Codes(added(a.codes, b.codes, factors, to), scale, zero)
 
 
 def _global_average_pool(node: ir.Node, inputs: list[Any], output: Output) -> Codes:

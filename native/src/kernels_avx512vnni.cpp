@@ -1,0 +1,441 @@
+// AVX-512 with VNNI (and VBMI, which every such processor since Ice Lake has): 64 products and 16 sums in an instruction.
+// No C++ library header and no inline function with external linkage may stand here: see kernels.h.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace hasten {
+namespace {
+
+using Vec = __m512i;
+
+inline Vec load(const void *p) { return _mm512_loadu_si512(p); }
+
+// Four neighbouring inputs, for all 16 channels of a block.
+inline Vec four(const uint8_t *p) {
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
+
+inline Vec pick_pixels() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
+// Sixteen sums of a pixel as whole numbers near the code, before the zero point: exact, and small enough for what follows.
+struct ToCodes {
+    __m512 scale;
+    Vec factor, shift_even, shift_odd, half_even, half_odd;
+    bool fixed;
+
+    ToCodes(const Conv &k, int n) : ToCodes(k.finish == CODES_FIXED || k.finish == VALUES_FIXED, k.scale, k.factor, k.shift, n) {}
+    ToCodes(bool whole, const float *scales, const int32_t *factors, const uint8_t *shifts, int n) : fixed(whole) {
+        if (!fixed) {
+            scale = _mm512_loadu_ps(scales + n);
+            return;
+        }
+        factor = load(factors + n);
+        const Vec shift = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(shifts + n)));
+        const Vec one = _mm512_set1_epi64(1);
+        shift_even = _mm512_and_si512(shift, _mm512_set1_epi64(0xffffffff));
+        shift_odd = _mm512_srli_epi64(shift, 32);
+        half_even = _mm512_sllv_epi64(one, _mm512_sub_epi64(shift_even, one));
+        half_odd = _mm512_sllv_epi64(one, _mm512_sub_epi64(shift_odd, one));
+    }
+
+    // (sum · factor + half) >> shift in 64 bits, saturated to 32.
+    Vec multiply_fixed(Vec sum) const {
+        Vec even = _mm512_add_epi64(_mm512_mul_epi32(sum, factor), half_even);
+        Vec odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(sum, 32), _mm512_srli_epi64(factor, 32)), half_odd);
+        const Vec most = _mm512_set1_epi64(INT32_MAX), least = _mm512_set1_epi64(INT32_MIN);
+        even = _mm512_max_epi64(_mm512_min_epi64(_mm512_srav_epi64(even, shift_even), most), least);
+        odd = _mm512_max_epi64(_mm512_min_epi64(_mm512_srav_epi64(odd, shift_odd), most), least);
+        return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+    }
+
+    // The clamp of the definition stands before the rounding; here the packing saturates behind it, which gives the same codes. What is too
+    // large for 32 bits becomes the least of them, which is right below zero and is kept from happening above.
+    Vec operator()(Vec sum) const {
+        if (fixed) return multiply_fixed(sum);
+        const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+        return _mm512_cvtps_epi32(_mm512_min_ps(product, _mm512_set1_ps(2147483520.0f)));
+    }
+};
+
+// Four pixels' whole numbers to codes: + zero with saturation to 16 bits, then to 8; bytes of pixel i in 128-bit lane i.
+inline Vec pack(Vec a, Vec b, Vec c, Vec d, Vec zero, Vec lo, Vec hi) {
+    const Vec ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero);
+    const Vec cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero);
+    const Vec codes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), lo), hi);
+    return _mm512_permutexvar_epi32(pick_pixels(), codes);
+}
+
+// Codes of 16 channels as 32-bit numbers.
+inline Vec widen(const uint8_t *p, __mmask16 mask) { return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p)); }
+
+struct Sum {
+    __m512 ra, rb, rc;
+    Vec fa, fb, fc;
+    int shift;
+    bool swapped, fixed;
+
+    Sum(const Residual &s, bool whole) : shift(s.shift), swapped(s.swapped != 0), fixed(whole) {
+        ra = _mm512_set1_ps(s.ra), rb = _mm512_set1_ps(s.rb), rc = _mm512_set1_ps(s.rc);
+        fa = _mm512_set1_epi32(s.fa), fb = _mm512_set1_epi32(s.fb), fc = _mm512_set1_epi32(s.fc);
+    }
+
+    Vec operator()(Vec code, Vec other) const {
+        const Vec a = swapped ? other : code, b = swapped ? code : other;
+        if (fixed) {
+            const Vec sum = _mm512_add_epi32(_mm512_add_epi32(_mm512_mullo_epi32(a, fa), _mm512_mullo_epi32(b, fb)), fc);
+            return _mm512_sra_epi32(sum, _mm_cvtsi32_si128(shift));
+        }
+        const __m512 inner = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), rb, rc);
+        return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(a), ra, inner));
+    }
+};
+
+inline __mmask16 channels_left(int c, int n) { return static_cast<__mmask16>(c - n >= 16 ? 0xffff : (1 << (c - n)) - 1); }
+
+inline void store_pixels(uint8_t *y, ptrdiff_t pixel, Vec codes, int pixels, __mmask16 mask) {
+    const __m128i part[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1), _mm512_extracti32x4_epi32(codes, 2),
+                             _mm512_extracti32x4_epi32(codes, 3)};
+    if (mask == 0xffff) {
+        for (int i = 0; i < pixels; i++) _mm_storeu_si128(reinterpret_cast<__m128i *>(y + i * pixel), part[i]);
+    } else {
+        for (int i = 0; i < pixels; i++) _mm_mask_storeu_epi8(y + i * pixel, mask, part[i]);
+    }
+}
+
+// The sums of Q pixels and 16 channels from n on, finished and stored.
+template <int Q>
+inline void finish(const Conv &k, const Vec *sums, int n, const uint8_t *r, void *out, ptrdiff_t at) {
+    const __mmask16 mask = channels_left(k.c, n);
+    const ToCodes to_codes(k, n);
+    if (k.finish == VALUES || k.finish == VALUES_FIXED) {
+        float *y = static_cast<float *>(out) + at;
+        for (int q = 0; q < Q; q++) {
+            const __m512 value = k.finish == VALUES ? _mm512_mul_ps(_mm512_cvtepi32_ps(sums[q]), to_codes.scale)
+                                                    : _mm512_mul_ps(_mm512_cvtepi32_ps(to_codes.multiply_fixed(sums[q])), _mm512_set1_ps(k.unit));
+            _mm512_mask_storeu_ps(y + q * k.y.pixel, mask, value);
+        }
+        return;
+    }
+    uint8_t *y = static_cast<uint8_t *>(out) + at;
+    const Vec zero = _mm512_set1_epi16(static_cast<int16_t>(k.zero)), none = _mm512_setzero_si512();
+    Vec lo = _mm512_set1_epi8(static_cast<char>(k.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.hi));
+    if (!k.add.present) {
+        for (int q = 0; q < Q; q += 4) {
+            const int pixels = Q - q < 4 ? Q - q : 4;
+            Vec v[4] = {none, none, none, none};
+            for (int i = 0; i < pixels; i++) v[i] = to_codes(sums[q + i]);
+            store_pixels(y + q * k.y.pixel, k.y.pixel, pack(v[0], v[1], v[2], v[3], zero, lo, hi), pixels, mask);
+        }
+        return;
+    }
+    const Sum sum(k.add, k.finish == CODES_FIXED);
+    const Vec wide_zero = _mm512_set1_epi32(k.zero), wide_lo = _mm512_set1_epi32(k.lo), wide_hi = _mm512_set1_epi32(k.hi);
+    lo = _mm512_set1_epi8(static_cast<char>(k.add.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.add.hi));
+    for (int q = 0; q < Q; q += 4) {
+        const int pixels = Q - q < 4 ? Q - q : 4;
+        Vec v[4] = {none, none, none, none};
+        for (int i = 0; i < pixels; i++) {
+            const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes(sums[q + i]), wide_zero), wide_lo), wide_hi);
+            v[i] = sum(code, widen(r + (q + i) * k.r.pixel + n, mask));
+        }
+        store_pixels(y + q * k.y.pixel, k.y.pixel, pack(v[0], v[1], v[2], v[3], none, lo, hi), pixels, mask);
+    }
+}
+
+// Q pixels of one row by 16 V channels. Three pixels share a base register: x86 addresses reach base, base + step and base + 2 step.
+template <int Q, int V>
+void tile(const Conv &k, const uint8_t *x, int n, const uint8_t *r, void *y, ptrdiff_t at) {
+    Vec sums[V][Q];
+    for (int v = 0; v < V; v++)
+        for (int q = 0; q < Q; q++) sums[v][q] = load(k.bias + n + 16 * v);
+    const ptrdiff_t step = k.x.pixel, panel = static_cast<ptrdiff_t>(k.segments) * k.groups * 64;
+    const int8_t *w = k.weights + n / 16 * panel;
+    for (int s = 0; s < k.segments; s++) {
+        const uint8_t *base[(Q + 2) / 3];
+        for (int b = 0; b < (Q + 2) / 3; b++) base[b] = x + k.segment[s] + 3 * b * step;
+#pragma GCC unroll 1
+        for (int g = 0; g < k.groups; g++, w += 64) {
+            Vec weights[V];
+            for (int v = 0; v < V; v++) weights[v] = load(w + v * panel);
+#pragma GCC unroll 16
+            for (int q = 0; q < Q; q++) {
+                const Vec inputs = four(base[q / 3] + q % 3 * step + 4 * g);
+                for (int v = 0; v < V; v++) sums[v][q] = _mm512_dpbusd_epi32(sums[v][q], inputs, weights[v]);
+            }
+        }
+    }
+    for (int v = 0; v < V; v++) finish<Q>(k, sums[v], n + 16 * v, r, y, at + 16 * v);
+}
+
+// One pixel (a Gemm of one row): V blocks at once, so that enough sums are under way and each input is read once.
+template <int V>
+void one_pixel(const Conv &k, const uint8_t *x, int n, const uint8_t *r, void *y, ptrdiff_t at) {
+    Vec sums[V], more[V];
+    for (int v = 0; v < V; v++) sums[v] = load(k.bias + n + 16 * v), more[v] = _mm512_setzero_si512();
+    const ptrdiff_t panel = static_cast<ptrdiff_t>(k.segments) * k.groups * 64;
+    const int8_t *w = k.weights + n / 16 * panel;
+    for (int s = 0; s < k.segments; s++) {
+        const uint8_t *from = x + k.segment[s];
+        int g = 0;
+        for (; g + 2 <= k.groups; g += 2, w += 128) {
+            const Vec a = four(from + 4 * g), b = four(from + 4 * g + 4);
+            for (int v = 0; v < V; v++) {
+                sums[v] = _mm512_dpbusd_epi32(sums[v], a, load(w + v * panel));
+                more[v] = _mm512_dpbusd_epi32(more[v], b, load(w + v * panel + 64));
+            }
+        }
+        for (; g < k.groups; g++, w += 64)
+            for (int v = 0; v < V; v++) sums[v] = _mm512_dpbusd_epi32(sums[v], four(from + 4 * g), load(w + v * panel));
+    }
+    for (int v = 0; v < V; v++) {
+        const Vec sum = _mm512_add_epi32(sums[v], more[v]);
+        finish<1>(k, &sum, n + 16 * v, r, y, at + 16 * v);
+    }
+}
+
+using Tile = void (*)(const Conv &, const uint8_t *, int, const uint8_t *, void *, ptrdiff_t);
+
+constexpr int WIDE = 14, NARROW = 16;  // pixels of a tile of 32 channels (28 sums, 2 weights, 1 input: 31 registers), of 16 channels
+
+constexpr Tile TWO_BLOCKS[WIDE + 1] = {nullptr,     tile<1, 2>, tile<2, 2>,  tile<3, 2>,  tile<4, 2>,  tile<5, 2>,  tile<6, 2>, tile<7, 2>,
+                                       tile<8, 2>,  tile<9, 2>, tile<10, 2>, tile<11, 2>, tile<12, 2>, tile<13, 2>, tile<14, 2>};
+constexpr Tile ONE_BLOCK[NARROW + 1] = {nullptr,     tile<1, 1>,  tile<2, 1>,  tile<3, 1>,  tile<4, 1>,  tile<5, 1>,
+                                        tile<6, 1>,  tile<7, 1>,  tile<8, 1>,  tile<9, 1>,  tile<10, 1>, tile<11, 1>,
+                                        tile<12, 1>, tile<13, 1>, tile<14, 1>, tile<15, 1>, tile<16, 1>};
+constexpr Tile ONE_PIXEL[9] = {nullptr,      one_pixel<1>, one_pixel<2>, one_pixel<3>, one_pixel<4>,
+                               one_pixel<5>, one_pixel<6>, one_pixel<7>, one_pixel<8>};
+
+}  // namespace
+
+void conv_u8s8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Conv &k = *static_cast<const Conv *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    const uint8_t *r = static_cast<const uint8_t *>(in[1]);
+    if (k.w == 1 && share.row_end - share.row == 1) {
+        const uint8_t *from = x + share.row * k.x.row;
+        for (int block = share.block; block < share.block_end;) {
+            const int blocks = share.block_end - block < 8 ? share.block_end - block : 8;
+            ONE_PIXEL[blocks](k, from, block * 16, r ? r + share.row * k.r.row : r, out, share.row * k.y.row + block * 16);
+            block += blocks;
+        }
+        return;
+    }
+    // Blocks outside, pixels inside: a pair of blocks' weights stays in the first-level cache while the image goes by.
+    for (int block = share.block; block < share.block_end;) {
+        const int blocks = share.block_end - block < 2 ? 1 : 2;
+        const int widest = blocks == 2 ? WIDE : NARROW, tiles = (k.w + widest - 1) / widest;
+        for (int row = share.row; row < share.row_end; row++) {
+            const uint8_t *from = x + row * k.x.row;
+            for (int t = 0, q = 0; t < tiles; t++) {
+                const int pixels = (k.w - q) / (tiles - t);  // of even width, the last ones wider
+                (blocks == 2 ? TWO_BLOCKS : ONE_BLOCK)[pixels](k, from + q * k.x.pixel, block * 16, r ? r + row * k.r.row + q * k.r.pixel : r, out,
+                                                               row * k.y.row + q * k.y.pixel + block * 16);
+                q += pixels;
+            }
+        }
+        block += blocks;
+    }
+}
+
+namespace {
+
+// Bytes of four taps, interleaved for dpbusd: vector v holds channels 16 i + 4 v … + 3 of each run i of 16, four taps each.
+struct Interleaved {
+    Vec v[4];
+    Interleaved(Vec a, Vec b, Vec c, Vec d) {
+        const Vec ab_lo = _mm512_unpacklo_epi8(a, b), ab_hi = _mm512_unpackhi_epi8(a, b);
+        const Vec cd_lo = _mm512_unpacklo_epi8(c, d), cd_hi = _mm512_unpackhi_epi8(c, d);
+        v[0] = _mm512_unpacklo_epi16(ab_lo, cd_lo), v[1] = _mm512_unpackhi_epi16(ab_lo, cd_lo);
+        v[2] = _mm512_unpacklo_epi16(ab_hi, cd_hi), v[3] = _mm512_unpackhi_epi16(ab_hi, cd_hi);
+    }
+};
+
+inline __mmask64 bytes_left(int c, int n) { return c - n >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << (c - n)) - 1; }
+
+// scale, factor, shift and bias of depthwise layers are packed in the order of the interleaved vectors, so they load as they lie.
+struct DepthwiseFinish {
+    ToCodes to_codes[4];
+    Vec bias[4], zero, lo, hi;
+    DepthwiseFinish(const Depthwise &k, int n, const int32_t *b, const float *s, const int32_t *f, const uint8_t *h)
+        : to_codes{{k.finish == CODES_FIXED, s, f, h, n}, {k.finish == CODES_FIXED, s, f, h, n + 16},
+                   {k.finish == CODES_FIXED, s, f, h, n + 32}, {k.finish == CODES_FIXED, s, f, h, n + 48}} {
+        for (int v = 0; v < 4; v++) bias[v] = load(b + n + 16 * v);
+        zero = _mm512_set1_epi16(static_cast<int16_t>(k.zero));
+        lo = _mm512_set1_epi8(static_cast<char>(k.lo)), hi = _mm512_set1_epi8(static_cast<char>(k.hi));
+    }
+    Vec operator()(const Vec *sums) const {
+        const Vec ab = _mm512_adds_epi16(_mm512_packs_epi32(to_codes[0](sums[0]), to_codes[1](sums[1])), zero);
+        const Vec cd = _mm512_adds_epi16(_mm512_packs_epi32(to_codes[2](sums[2]), to_codes[3](sums[3])), zero);
+        return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), lo), hi);
+    }
+};
+
+}  // namespace
+
+void depthwise_u8s8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Depthwise &k = *static_cast<const Depthwise *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    uint8_t *y = static_cast<uint8_t *>(out);
+    const int groups = (k.taps + 3) / 4;
+    const Vec none = _mm512_setzero_si512();
+    for (int block = share.block; block < share.block_end; block++) {
+        const int n = block * 64;
+        const __mmask64 mask = bytes_left(k.c, n);
+        const DepthwiseFinish finished(k, n, k.bias, k.scale, k.factor, k.shift);
+        const int8_t *weights = k.weights + static_cast<ptrdiff_t>(block) * groups * 256;
+        for (int row = share.row; row < share.row_end; row++) {
+            for (int q = 0; q < k.w; q++) {
+                const uint8_t *from = x + row * k.x.row + q * k.x.pixel + n;
+                Vec sums[4] = {finished.bias[0], finished.bias[1], finished.bias[2], finished.bias[3]};
+                for (int g = 0; g < groups; g++) {
+                    const int32_t *tap = k.tap + 4 * g;
+                    const int here = k.taps - 4 * g;
+                    const Interleaved in4(load(from + tap[0]), here > 1 ? load(from + tap[1]) : none, here > 2 ? load(from + tap[2]) : none,
+                                          here > 3 ? load(from + tap[3]) : none);
+                    for (int v = 0; v < 4; v++) sums[v] = _mm512_dpbusd_epi32(sums[v], in4.v[v], load(weights + g * 256 + v * 64));
+                }
+                _mm512_mask_storeu_epi8(y + row * k.y.row + q * k.y.pixel + n, mask, finished(sums));
+            }
+        }
+    }
+}
+
+void add_u8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Add &k = *static_cast<const Add *>(arguments);
+    const uint8_t *a = static_cast<const uint8_t *>(in[0]), *b = static_cast<const uint8_t *>(in[1]);
+    uint8_t *y = static_cast<uint8_t *>(out);
+    const Sum sum(k.sum, k.fixed != 0);
+    const Vec lo = _mm512_set1_epi32(k.sum.lo), hi = _mm512_set1_epi32(k.sum.hi);
+    for (int row = share.row; row < share.row_end; row++) {
+        for (int q = 0; q < k.w; q++) {
+            for (int n = 0; n < k.c; n += 16) {
+                const __mmask16 mask = channels_left(k.c, n);
+                const Vec v = sum(widen(a + row * k.a.row + q * k.a.pixel + n, mask), widen(b + row * k.b.row + q * k.b.pixel + n, mask));
+                const Vec code = _mm512_min_epi32(_mm512_max_epi32(v, lo), hi);
+                _mm_mask_storeu_epi8(y + row * k.y.row + q * k.y.pixel + n, mask, _mm512_cvtepi32_epi8(code));
+            }
+        }
+    }
+}
+
+void pool_u8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Pool &k = *static_cast<const Pool *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    uint8_t *y = static_cast<uint8_t *>(out);
+    for (int row = share.row; row < share.row_end; row++) {
+        const int up = row * k.stride_h - k.top;
+        const int first = up < 0 ? 0 : up, last = up + k.kernel_h > k.in_h ? k.in_h : up + k.kernel_h;
+        for (int q = 0; q < k.w; q++) {
+            const int back = q * k.stride_w - k.left;
+            const int begin = back < 0 ? 0 : back, end = back + k.kernel_w > k.in_w ? k.in_w : back + k.kernel_w;
+            uint8_t *to = y + row * k.y.row + q * k.y.pixel;
+            if (!k.average) {
+                for (int n = 0; n < k.c; n += 64) {
+                    const __mmask64 mask = bytes_left(k.c, n);
+                    Vec most = _mm512_setzero_si512();
+                    for (int i = first; i < last; i++)
+                        for (int j = begin; j < end; j++)
+                            most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(mask, x + i * k.x.row + j * k.x.pixel + n));
+                    _mm512_mask_storeu_epi8(to + n, mask, most);
+                }
+                continue;
+            }
+            const int inside = (last - first) * (end - begin), count = k.counts_padding ? k.kernel_h * k.kernel_w : inside;
+            float scales[16];
+            int32_t factors[16];
+            uint8_t shifts[16];
+            for (int i = 0; i < 16; i++) {
+                scales[i] = k.x_scale / (k.y_scale * static_cast<float>(count));
+                factors[i] = k.factor;
+                shifts[i] = static_cast<uint8_t>(k.shift);
+            }
+            const ToCodes to_codes(k.fixed != 0, scales, factors, shifts, 0);
+            const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo), hi = _mm512_set1_epi32(k.hi);
+            for (int n = 0; n < k.c; n += 16) {
+                const __mmask16 mask = channels_left(k.c, n);
+                Vec sum = _mm512_set1_epi32(-inside * k.x_zero);
+                for (int i = first; i < last; i++)
+                    for (int j = begin; j < end; j++) sum = _mm512_add_epi32(sum, widen(x + i * k.x.row + j * k.x.pixel + n, mask));
+                const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes(sum), zero), lo), hi);
+                _mm_mask_storeu_epi8(to + n, mask, _mm512_cvtepi32_epi8(code));
+            }
+        }
+    }
+}
+
+void map_u8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Map &k = *static_cast<const Map *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    uint8_t *y = static_cast<uint8_t *>(out);
+    Vec table[4];
+    for (int i = 0; i < 4; i++) table[i] = k.table ? load(k.table + 64 * i) : _mm512_setzero_si512();
+    for (int row = share.row; row < share.row_end; row++) {
+        for (int q = 0; q < k.w; q++) {
+            for (int n = 0; n < k.c; n += 64) {
+                const __mmask64 mask = bytes_left(k.c, n);
+                Vec code = _mm512_set1_epi8(static_cast<char>(k.constant));
+                if (k.constant < 0) code = _mm512_maskz_loadu_epi8(mask, x + row * k.x.row + q * k.x.pixel + n);
+                if (k.constant < 0 && k.table) {  // the lower seven bits choose within two vectors each, the highest between the pairs
+                    const Vec below = _mm512_permutex2var_epi8(table[0], code, table[1]), above = _mm512_permutex2var_epi8(table[2], code, table[3]);
+                    code = _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), below, above);
+                }
+                _mm512_mask_storeu_epi8(y + row * k.y.row + q * k.y.pixel + n, mask, code);
+            }
+        }
+    }
+}
+
+void quantize_f32u8_avx512vnni(const void *arguments, const void *const *in, void *out, Share share) {
+    const Quantize &k = *static_cast<const Quantize *>(arguments);
+    const float *x = static_cast<const float *>(in[0]);
+    uint8_t *y = static_cast<uint8_t *>(out);
+    const __m512 scale = _mm512_set1_ps(k.scale);
+    const __m512 low = _mm512_set1_ps(static_cast<float>(k.lo - k.zero)), high = _mm512_set1_ps(static_cast<float>(k.hi - k.zero));
+    const Vec zero = _mm512_set1_epi32(k.zero);
+    const auto codes = [&](const float *from, __mmask16 mask) {
+        const __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, from), scale);
+        return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, low), high)), zero);
+    };
+    const ptrdiff_t plane = static_cast<ptrdiff_t>(k.h) * k.w;
+    for (int row = share.row; row < share.row_end; row++) {
+        const float *from = x + static_cast<ptrdiff_t>(row) * k.w;
+        uint8_t *to = y + row * k.y.row;
+        if (k.h == 1 && k.w == 1) {  // a vector: its channels lie together
+            for (int n = 0; n < k.c; n += 16) {
+                const __mmask16 mask = channels_left(k.c, n);
+                _mm_mask_storeu_epi8(to + n, mask, _mm512_cvtepi32_epi8(codes(x + n, mask)));
+            }
+        } else if (k.c == 1 && k.y.pixel == 1) {
+            for (int q = 0; q < k.w; q += 16) {
+                const __mmask16 mask = channels_left(k.w, q);
+                _mm_mask_storeu_epi8(to + q, mask, _mm512_cvtepi32_epi8(codes(from + q, mask)));
+            }
+        } else if (k.c <= 4 && k.y.pixel == 4 && (k.c == 4 || k.widen)) {  // up to four planes: a pixel is one 32-bit word
+            for (int q = 0; q < k.w; q += 16) {
+                const __mmask16 mask = channels_left(k.w, q);
+                Vec pixels = _mm512_setzero_si512();
+                for (int n = 0; n < 4; n++) {
+                    const Vec code = n < k.c ? codes(from + n * plane + q, mask) : zero;
+                    pixels = _mm512_or_si512(pixels, _mm512_sll_epi32(code, _mm_cvtsi32_si128(8 * n)));
+                }
+                _mm512_mask_storeu_epi32(to + 4 * q, mask, pixels);
+            }
+        } else {
+            for (int n = 0; n < k.c; n++) {
+                for (int q = 0; q < k.w; q += 16) {
+                    const __mmask16 mask = channels_left(k.w, q);
+                    uint8_t sixteen[16];
+                    _mm_storeu_si128(reinterpret_cast<__m128i *>(sixteen), _mm512_cvtepi32_epi8(codes(from + n * plane + q, mask)));
+                    for (int i = 0; i < 16 && q + i < k.w; i++) to[(q + i) * k.y.pixel + n] = sixteen[i];
+                }
+            }
+            for (int q = 0; k.widen && q < k.w; q++)
+                for (ptrdiff_t n = k.c; n < k.y.pixel; n++) to[q * k.y.pixel + n] = static_cast<uint8_t>(k.zero);
+        }
+    }
+}
+
+}  // namespace hasten

@@ -1,0 +1,79 @@
+// A team of threads that a model keeps: they spin for a while after a run, then park.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace hasten {
+
+// A place where all threads of a team wait for the last one. On a machine with fewer free cores than threads a waiting thread yields.
+class Barrier {
+public:
+    void wait(int threads) {
+        const uint32_t phase = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        spin([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    }
+
+    // Until `done`: busily for some ten microseconds, then giving the core away between looks.
+    template <class Done>
+    static void spin(const Done &done) {
+        for (int i = 0; i < 1000; i++) {
+            if (done()) return;
+            pause();
+        }
+        while (!done()) std::this_thread::yield();
+    }
+
+    static void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+#endif
+    }
+
+private:
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+class Team {
+public:
+    using Work = void (*)(void *context, int thread);
+
+    explicit Team(int threads);  // the caller's included: threads - 1 are started
+    ~Team();
+    Team(const Team &) = delete;
+    Team &operator=(const Team &) = delete;
+
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+    // Whether this process was forked after the team was made: then its threads are not here, and `run` must not be called.
+    bool lost() const;
+    // work(context, i) for every thread i at once; returns when all have.
+    void run(Work work, void *context);
+
+private:
+    void serve(int thread);
+
+    std::vector<std::thread> workers_;
+    Work work_ = nullptr;
+    void *context_ = nullptr;
+    bool stop_ = false;
+    unsigned forks_ = 0;
+    alignas(64) std::atomic<uint32_t> calls_{0};
+    alignas(64) std::atomic<int> left_{0};
+    std::atomic<int> parked_{0};
+    std::mutex mutex_;
+    std::condition_variable called_;
+};
+
+}  // namespace hasten
