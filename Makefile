@@ -5,7 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 MODELS := src/hasten/models
 
-.PHONY: help demo study test lint docs bench setup-core setup-dev
+.PHONY: help demo study test lint docs bench native sanitize setup-core setup-dev
+
+# The native engine stands in src, where the editable installation finds it; without a C++ compiler there is none, and hasten runs all the same.
+CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
+COMPILER := $(firstword $(foreach c,$(CXX) c++ g++ clang++,$(shell command -v $(c))))
+ENGINE := build/native/$(if $(COMPILER),.built,.without)
+CONFIGURE := $(CMAKE) --log-level=WARNING -S native -DHASTEN_WERROR=ON -DHASTEN_TESTS=ON
 
 help:  ## This list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,22 +38,43 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -e '.[bench]'
 	@touch $@
 
-setup-core: $(VENV)/.core  ## Install hasten with onnxruntime and OpenVINO into .venv.
-setup-dev: $(VENV)/.dev  ## The same with torch, Keras and the test tools.
+build/native/.built: $(VENV)/.core $(shell find native -type f)
+	@command -v cmake >/dev/null || $(PIP) cmake
+	$(PIP) nanobind
+	$(CONFIGURE) -B build/native -DHASTEN_PYTHON=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_CXX_COMPILER=$(COMPILER)
+	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/native -j $(shell nproc)
+	$(CMAKE) --install build/native --component python --prefix src
+	@touch $@
 
-demo: $(VENV)/.learn  ## The main job on real handwritten digits, training included: optimise the CNN that travels with the package.
+build/native/.without: $(VENV)/.core
+	@echo "no C++ compiler: hasten goes without its native engine (apt-get install g++ adds one)"
+	@mkdir -p $(@D) && touch $@
+
+setup-core: $(VENV)/.core $(ENGINE)  ## Install hasten with onnxruntime, OpenVINO and its native engine into .venv.
+setup-dev: $(VENV)/.dev $(ENGINE)  ## The same with torch, Keras and the test tools.
+
+demo: $(VENV)/.learn $(ENGINE)  ## The main job on real handwritten digits, training included: optimise the CNN that travels with the package.
 	@$(BIN)/hasten optimize $(MODELS)/digits_cnn.onnx --data $(MODELS)/digits.npz --train-data $(MODELS)/digits.npz --max-drop 0.01 \
 	  --time-limit 4m -o out/demo --force; code=$$?; \
 	if [ $$code = 0 ]; then echo "demo: exit code 0: something faster was found within the budget"; \
 	elif [ $$code = 3 ]; then echo "demo: exit code 3: nothing better on this machine, the original is kept"; \
 	else exit $$code; fi
 
-study: $(VENV)/.dev  ## The case study in full: MNIST from HASTEN_DATA, an hour or so; goes on where it was interrupted.
+study: $(VENV)/.dev $(ENGINE)  ## The case study in full: MNIST from HASTEN_DATA, an hour or so; goes on where it was interrupted.
 	$(BIN)/python tools/mnist_npz.py build/mnist.npz
 	$(BIN)/python examples/handwritten_digits/study.py build/study --mnist build/mnist.npz
 
-test: $(VENV)/.dev  ## All tests.
+test: $(VENV)/.dev $(ENGINE)  ## All tests.
 	$(BIN)/python -m pytest
+
+native: build/native/.built  ## The native engine, for C and for Python, and its tests in C and C++.
+	cd build/native && ctest --output-on-failure
+
+sanitize: $(VENV)/.core  ## The same tests under the address and undefined-behaviour sanitizers.
+	@command -v cmake >/dev/null || $(PIP) cmake
+	$(CONFIGURE) -B build/sanitize -DHASTEN_PYTHON=OFF -DHASTEN_SANITIZE=address,undefined -DCMAKE_CXX_COMPILER=$(COMPILER)
+	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/sanitize -j $(shell nproc)
+	cd build/sanitize && ctest --output-on-failure
 
 lint: $(VENV)/.dev  ## Style and types.
 	$(BIN)/ruff check .
@@ -57,5 +84,5 @@ lint: $(VENV)/.dev  ## Style and types.
 docs: $(VENV)/.dev  ## The documentation, into build/docs.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: $(VENV)/.bench  ## Side by side with the peers; see benchmarks/README.md.
+bench: $(VENV)/.bench $(ENGINE)  ## Side by side with the peers; see benchmarks/README.md.
 	$(BIN)/python benchmarks/peers.py

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 
+import hasten
 from hasten import doctor as module
-from hasten.doctor import EXTRAS, Diagnosis, Finding, diagnose, self_test
+from hasten.doctor import EXTRAS, Diagnosis, Engine, Finding, diagnose, native_engine, self_test
 from hasten.measure import judge
 from hasten.measure.judge import Failure, Timing
 from hasten.measure.machine import machine
@@ -42,9 +45,43 @@ def test_what_is_missing_comes_with_the_command_that_adds_it(monkeypatch, capsys
     package = {name: module._version(name) for name in ("openvino", "onnxruntime")}
     assert package["openvino"] is None and package["onnxruntime"]
     packages = tuple(module.Package(n, None, about, add) for n, _, about, add in EXTRAS)
-    show_diagnosis(Diagnosis(machine(), 4, 1 << 30, {"avx2": "wide"}, packages, None, "somewhere", False, (), None))
+    show_diagnosis(
+        Diagnosis(machine(), 4, 1 << 30, {"avx2": "wide"}, packages, None, Engine(None, None, "gone"), "somewhere", False, (), None)
+    )
     out = capsys.readouterr().out
-    assert "missing" in out and "pip install 'hasten[openvino]'" in out and "none: apt-get install g++" in out
+    assert (
+        "missing" in out and "pip install 'hasten[openvino]'" in out and "none: apt-get install g++" in out and "native engine: gone" in out
+    )
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"), [("g++", "not built: make native"), (None, "not built, for want of a C++ compiler: apt-get install g++")]
+)
+def test_an_engine_that_is_absent_comes_with_the_command_that_adds_it(monkeypatch, compiler, says):
+    monkeypatch.delattr("hasten._native", raising=False)
+    monkeypatch.setitem(sys.modules, "hasten._native", None)
+    found = native_engine(compiler)
+    assert (found.isa, found.abi) == (None, None)
+    assert found.missing.startswith(says) and "pip install" in found.missing
+
+
+def test_an_engine_that_is_there_gives_its_level(monkeypatch, capsys):
+    engine = types.ModuleType("hasten._native")
+    engine.isa, engine.abi = lambda: "avx2", lambda: 1
+    monkeypatch.setitem(sys.modules, "hasten._native", engine)
+    monkeypatch.setattr("hasten._native", engine, raising=False)
+    assert native_engine(None) == Engine("avx2", 1, "")
+    show_diagnosis(dataclasses.replace(diagnose(), engine=native_engine(None)))
+    assert "native engine: avx2 kernels, interface version 1" in capsys.readouterr().out
+
+
+def test_an_engine_that_can_not_be_loaded_says_why(monkeypatch, tmp_path):
+    """One built for another Python, or with a library that is not here."""
+    (tmp_path / "_native.so").write_bytes(b"no library")
+    monkeypatch.delitem(sys.modules, "hasten._native", raising=False)
+    monkeypatch.delattr("hasten._native", raising=False)
+    monkeypatch.setattr(hasten, "__path__", [str(tmp_path)])
+    assert "can't be loaded" in native_engine("g++").missing
 
 
 @pytest.mark.parametrize("break_", ["wrong", "not finite", "crash"])

@@ -54,6 +54,7 @@ EXTRAS: tuple[tuple[str, str, str, str], ...] = (
 """Packages, their extra (empty: always installed), what they are for, and the command that adds them."""
 
 COMPILERS = ("c++", "g++", "clang++")
+BUILD_ENGINE = "make native, or pip install --force-reinstall --no-deps . (in hasten's clone)"
 RUNTIMES = ("onnxruntime", "openvino")
 SAMPLES = 64
 """Real digits that the self-test quantizes and compares with."""
@@ -70,6 +71,15 @@ class Package:
     version: str | None
     about: str
     add: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """The native engine: the level of its kernels on this processor and the version of its interface, or why it is missing and what adds it."""
+
+    isa: str | None
+    abi: int | None
+    missing: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Diagnosis:
     enables: dict[str, str]
     packages: tuple[Package, ...]
     compiler: str | None
+    engine: Engine
     cache: str
     peaks_measured: bool
     tests: tuple[Finding, ...]
@@ -108,18 +119,32 @@ def diagnose() -> Diagnosis:
     """Look at everything and run the self-test."""
     here = machine()
     tests, noise = self_test()
+    compiler = next((c for c in COMPILERS if shutil.which(c)), None)
     return Diagnosis(
         here,
         os.cpu_count() or 1,
         psutil.virtual_memory().available,
         {name: brings for name, brings in ENABLES if name in here.isa},
         tuple(Package(name, _version(name), about, add) for name, _, about, add in EXTRAS),
-        next((c for c in COMPILERS if shutil.which(c)), None),
+        compiler,
+        native_engine(compiler),
         _cache_state(),
         cache_file().is_file(),
         tests,
         noise,
     )
+
+
+def native_engine(compiler: str | None) -> Engine:
+    """The engine as it is compiled into this installation; `compiler`: one that is here, if any."""
+    try:
+        from hasten import _native
+    except ModuleNotFoundError:
+        first = "" if compiler else ", for want of a C++ compiler: apt-get install g++, then"
+        return Engine(None, None, f"not built{first or ':'} {BUILD_ENGINE}")
+    except ImportError as e:
+        return Engine(None, None, f"built, but it can't be loaded ({e}): {BUILD_ENGINE}")
+    return Engine(_native.isa(), _native.abi(), "")
 
 
 def _version(name: str) -> str | None:

@@ -148,7 +148,8 @@ def show_diagnosis(found: Diagnosis) -> None:
     for line in (
         f"machine: {here.cpu}, {here.system}, Python {here.python}",
         f"cores: this process may use {here.cores} of {found.cores_here}; memory: {size(here.memory)}, {size(found.free_memory)} free",
-        f"C++ compiler: {found.compiler or 'none: apt-get install g++ (not needed to run hasten)'}",
+        f"C++ compiler: {found.compiler or 'none: apt-get install g++ (for the native engine alone)'}",
+        f"native engine: {found.engine.missing or f'{found.engine.isa} kernels, interface version {found.engine.abi}'}",
         f"cache: {found.cache}; this machine's peaks are {'kept there' if found.peaks_measured else 'not measured yet (hasten inspect does)'}",
     ):
         console.print(line, soft_wrap=True, markup=False)
