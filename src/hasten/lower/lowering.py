@@ -461,9 +461,8 @@ def _pool(it: _Lowering, node: ir.Node) -> None:
         raise Cannot("a window lies wholly in the padding")
     if average and not whole and node.attributes.get_int("ceil_mode", 0) != 0:
         raise Cannot("an average with ceil_mode is not lowered")
-    if average or of.same(to):
-        bounds = to if average else dataclasses.replace(to, lo=0, hi=255)
-        it.ops.append(ops.Pool(x.tensor, y, average, how, counts, of, bounds, it.fixed))
+    if average or (of.same(to) and (to.lo, to.hi) == (0, 255)):
+        it.ops.append(ops.Pool(x.tensor, y, average, how, counts, of, to, it.fixed))
     else:
         between = _like(y, of)
         it.ops.append(ops.Pool(x.tensor, between, False, how, counts, of, of, it.fixed))
