@@ -63,13 +63,15 @@ static uint8_t code(int32_t sum, int32_t factor, uint8_t n, const window *k)
     return (uint8_t)(v < k->lo ? k->lo : v > k->hi ? k->hi : v);
 }
 
-/* piece sum: window */
+/* piece number: */
 
 /* Sums are kept modulo 2^32; as a number from -2^31 on. */
 static int32_t number(uint32_t sum)
 {
     return sum <= INT32_MAX ? (int32_t)sum : -(int32_t)(UINT32_MAX - sum) - 1;
 }
+
+/* piece sum: number window */
 
 /* bias + the sum over the kernel of (x - zero) * weight; weights (rows, columns, channels of x). */
 static int32_t sum(const window *k, const part *p, const uint8_t *x, const int8_t *weights, int32_t bias)
@@ -116,7 +118,7 @@ static uint8_t added(uint8_t a, uint8_t b, const addition *k)
     return (uint8_t)(s < k->lo ? k->lo : s > k->hi ? k->hi : s);
 }
 
-/* piece conv_add: conv residual */
+/* piece conv_add: sum code residual */
 
 /* A convolution and the sum behind it: what it makes is a, the other tensor b. */
 static void conv_add(const window *k, const uint8_t *x, const int8_t *weights, const int32_t *bias, const int32_t *factor,
@@ -155,7 +157,7 @@ static void conv_values(const window *k, const uint8_t *x, const int8_t *weights
     }
 }
 
-/* piece depthwise: sum code */
+/* piece depthwise: number code */
 
 /* One filter for each channel. weights (channels, h, w). */
 static void depthwise(const window *k, const uint8_t *x, const int8_t *weights, const int32_t *bias, const int32_t *factor,
