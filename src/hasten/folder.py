@@ -13,9 +13,10 @@ from typing import Any
 
 from hasten.errors import BadInput, ClaimFailed, HastenError, OutOfResources
 
-MODEL, PACKED, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
+MODEL, PACKED, C, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "model.onnx",
     "model.packed",
+    "c",
     "original.onnx",
     "plan.json",
     "records.jsonl",
@@ -24,7 +25,7 @@ MODEL, PACKED, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "report.html",
     ".work",
 )
-OURS = (MODEL, f"{MODEL}.data", PACKED, ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
+OURS = (MODEL, f"{MODEL}.data", PACKED, C, ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
 FINISHED, UNFINISHED = "finished", "unfinished"
 FIELDS = {"state", "chosen", "runtime", "target", "inputs", "outputs", "judged", "machine", "digests"}
 """What every manifest holds, finished or not."""

@@ -229,44 +229,65 @@ def run_plan(
     print_line(f"{place / MODEL}: {len(done.steps)} techniques, {(place / MODEL).stat().st_size} bytes, digest {made.digest[:16]}")
 
 
-FORMS = ("onnx", "packed")
+FORMS = ("onnx", "packed", "c")
 """What `convert` writes."""
 
 
 def convert(
+    context: typer.Context,
     model: ModelArg,
     out: Annotated[
-        str | None, typer.Argument(help="The file to write; for a folder of `hasten optimize` FOLDER/model.packed by default.")
+        str | None,
+        typer.Argument(
+            help="The file to write, for C a folder; for a folder of `hasten optimize` FOLDER/model.packed and FOLDER/c by default."
+        ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", help="onnx, or packed: few bytes for storage, which every verb reads. By default as OUT is called."),
+        typer.Option(
+            "--to",
+            help="onnx; packed: few bytes for storage, which every verb reads; c: C99 for microcontrollers, of an int8 model. By default as "
+            "OUT is called.",
+        ),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="For C: what files and identifiers are called; by default as MODEL is.")
+    ] = None,
+    data: DataOpt = None,
+    labels: LabelsOpt = None,
+    label: LabelOpt = None,
+    preprocess: PreprocessOpt = None,
+    force: Annotated[bool, typer.Option("--force", help="For C: write over files that are there.")] = False,
     example_input: ExampleOpt = None,
     shape: ShapeOpt = None,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Carry a model through its door to ONNX, checked against its own framework's prediction, or pack it; nothing is optimised.
+    """Carry a model through its door to ONNX, checked against its own framework's prediction, pack it, or write it as C; nothing is optimised.
 
     [bold]hasten convert model.keras model.onnx[/]
 
     [bold]hasten convert net.py:make net.onnx --example-input 1x3x32x32[/]
 
     [bold]hasten convert model.onnx small.packed --to packed[/]
+
+    [bold]hasten convert int8.onnx firmware/ --to c --data digits.npz[/]
     """
     from hasten import doors, packed
-    from hasten.folder import MANIFEST, MODEL, PACKED, Folder, unwritable
+    from hasten.folder import MANIFEST, MODEL, PACKED, C, Folder, unwritable
     from hasten.report.numbers import sizes
 
     if to is not None and to not in FORMS:
         raise BadInput(f"--to {to!r} is not understood; expected one of {', '.join(FORMS)}")
     source, form = model, to or ("packed" if out is not None and out.endswith(packed.SUFFIX) else "onnx")
+    for option in ("name", "data", "labels", "label", "preprocess", "force"):
+        if form != "c" and is_given(context, option):
+            raise BadInput(f"--{option} is for C code; give --to c too, or leave it out")
     if (Path(model) / MANIFEST).is_file():
         folder = Folder(Path(model))
         folder.check()
         source = str(folder.file(MODEL))
-        out = str(folder.file(PACKED)) if out is None and form == "packed" else out
+        out = str(folder.file({"packed": PACKED, "c": C}[form])) if out is None and form != "onnx" else out
     if out is None:
         raise BadInput("convert writes one file, and none was named; give it as `hasten convert MODEL OUT`")
     if form == "onnx" and out.endswith(packed.SUFFIX):
@@ -274,7 +295,10 @@ def convert(
     with telling(quiet=quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         examples = doors.parse_example_input(example_input) if example_input else None
         loaded = doors.load(source, example_inputs=examples, shapes=shapes_of(shape), workdir=Path(private))
-        if form == "onnx":
+        if form == "c":
+            options = DataOptions(data, None, labels, label, preprocess)
+            lines = _write_c(loaded.model, Path(out), name or stem(source), options.task(), force)
+        elif form == "onnx":
             save(loaded.model, out)
         else:
             try:
@@ -285,4 +309,26 @@ def convert(
         print_line(note)
     if form == "packed":
         print_line(f"size: {sizes(found)}")
+    if form == "c":
+        for line in lines:
+            print_line(line)
+        return
     print_line(f"{out}: {len(loaded.model.ir.graph)} nodes, inputs {ports(loaded.model.inputs)}, outputs {ports(loaded.model.outputs)}")
+
+
+def _write_c(model: Any, place: Path, name: str, task: Any, force: bool) -> list[str]:
+    """Write the C code; the lines that tell of it. The test's samples are those of the data, if there is some."""
+    from hasten.folder import unwritable
+    from hasten.lower import c_export
+
+    name = c_export.identifier(name)
+    feeds = None
+    if task is not None:
+        split = task.bind(model).test
+        feeds = next(iter(split.batches(c_export.SAMPLES)))
+    made = c_export.export(model, name, feeds)
+    try:
+        c_export.save(made, place, force)
+    except OSError as e:
+        raise unwritable(place, e, "give a place that can") from e
+    return [*c_export.table(made.footprint), *c_export.told(made, place), f"{place}: {', '.join(made.files)}"]

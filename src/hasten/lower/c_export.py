@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -419,6 +420,40 @@ def table(cost: Footprint) -> list[str]:
     rows += [("all", "", str(cost.flash), f"{cost.arena} + {cost.outputs} output")]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
+
+
+def told(made: Exported, place: Path) -> list[str]:
+    """Flash, RAM and machine code in words, and how to run the test."""
+    cost, name = made.footprint, next(iter(made.files))[: -len(".h")]
+    lines = [f"flash: {cost.flash} bytes of constants; RAM: {cost.ram} bytes ({cost.arena} arena, {cost.outputs} output)"]
+    code = machine_code(made)
+    lines.append(
+        f"machine code: {code} bytes beside it as this host's compiler makes it with -Os; the target's differs"
+        if code is not None
+        else "machine code comes on top; there is no compiler here to tell how much"
+    )
+    lines.append("time: not measured; this host says nothing about the target")
+    lines.append(f"test it: cc -std=c99 {place / name}.c {place / name}_test.c -o {name}_test && ./{name}_test")
+    return lines
+
+
+def machine_code(made: Exported) -> int | None:
+    """Bytes of .text that this host's C compiler makes of the code with -Os; None where there is none."""
+    compiler, sizer = shutil.which("cc") or shutil.which("gcc"), shutil.which("size")
+    if compiler is None or sizer is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        for name, text in made.files.items():
+            (Path(private) / name).write_text(text)
+        source = next(name for name in made.files if name.endswith(".c"))
+        compiled = subprocess.run(
+            [compiler, "-std=c99", "-Os", "-c", source, "-o", "made.o"], cwd=private, capture_output=True, check=False
+        )
+        if compiled.returncode:
+            return None
+        shown = subprocess.run([sizer, "-A", "made.o"], cwd=private, capture_output=True, text=True, check=False).stdout
+    found = [int(size) for size in re.findall(r"^\.text\S*\s+(\d+)", shown, re.MULTILINE)]
+    return sum(found) if found else None
 
 
 def _told(op: Any) -> str:
