@@ -668,6 +668,23 @@ def test_what_convert_can_not_do(place, arguments, says):
     refuses(place, "convert", *arguments, says=says)
 
 
+def test_an_int8_model_becomes_c(place):
+    assert hasten("quantize-static", "model.onnx", "-o", "int8.onnx", "--data", "data.npz", "-q").code == 0
+    shown = hasten("convert", "int8.onnx", "firmware", "--to", "c", "--data", "data.npz", "--name", "my net", "-q")
+    assert (shown.code, shown.err) == (0, "")
+    assert sorted(p.name for p in (place / "firmware").iterdir()) == ["my_net.c", "my_net.h", "my_net_test.c"]
+    assert re.match(r"layer +computes +flash +RAM in use\n0 \S+ +gemm of 8 to 128 ", shown.out)
+    for text in ("bytes of constants; RAM: ", "time: not measured", "test it: cc -std=c99 firmware/my_net.c"):
+        assert text in shown.out
+    assert "3 samples of the data" in (place / "firmware" / "my_net_test.c").read_text()
+    refuses(place, "convert", "int8.onnx", "firmware", "--to", "c", "--name", "my_net", says=("my_net.h exists", "--force"))
+    assert hasten("convert", "int8.onnx", "firmware", "--to", "c", "--name", "my_net", "--force").code == 0
+    assert "3 seeded codes" in (place / "firmware" / "my_net_test.c").read_text()
+    refuses(place, "convert", "int8.onnx", "int8.onnx", "--to", "c", says=("is a file", "folder"))
+    refuses(place, "convert", "model.onnx", "other", "--to", "c", says=("quantize it first",), code=4)
+    refuses(place, "convert", "int8.onnx", "a.onnx", "--name", "x", says=("--name is for C code",))
+
+
 def test_doctor_gives_json_and_ends_with_6_where_its_test_fails(place, speeds, monkeypatch):
     from hasten import doctor
 

@@ -221,6 +221,7 @@ def cupboard(tmp_path_factory):
     packed.save(from_proto(onnx.load_from_string(cnn)), place / "small.packed")
     for name in ("clustered", "pruned", "sparse", "shared", "smaller"):
         (place / f"{name}.onnx").write_bytes(cnn)
+    hasten.apply("quantize_static", place / "digits_cnn.onnx", hasten.Task(digits["x_train"])).save(place / "int8.onnx")
     np.save(place / "samples.npy", digits["x_test"])
     (place / "mnist").mkdir()
     for split, name in (("train", "train"), ("test", "t10k")):

@@ -37,6 +37,7 @@ def test_what_each_profile_means():
     assert made["server"].objective == "throughput" and 8 <= made["server"].use_batch <= 32
     assert made["mobile"].objective == "size" and made["mobile"].use_threads <= 2
     assert (made["microcontroller"].recipes, made["microcontroller"].threads) == (("int8 static",), 1)
+    assert made["microcontroller"].objective == "flash" and made["microcontroller"].as_c and not made["mobile"].as_c
     assert "not on the target" in spelled("microcontroller", {})[1]
     assert made["batch"].objective == "throughput" and made["batch"].use_batch >= 32
     assert made["medical"].strict and made["medical"].guards == (Guard(None),)

@@ -25,7 +25,8 @@ MODEL, PACKED, C, ORIGINAL, PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK = (
     "report.html",
     ".work",
 )
-OURS = (MODEL, f"{MODEL}.data", PACKED, C, ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
+C_FILES = (f"{C}/model.h", f"{C}/model.c", f"{C}/model_test.c")
+OURS = (MODEL, f"{MODEL}.data", PACKED, *C_FILES, ORIGINAL, f"{ORIGINAL}.data", PLAN, RECORDS, MANIFEST, RUN, REPORT, WORK)
 FINISHED, UNFINISHED = "finished", "unfinished"
 FIELDS = {"state", "chosen", "runtime", "target", "inputs", "outputs", "judged", "machine", "digests"}
 """What every manifest holds, finished or not."""
@@ -90,6 +91,8 @@ class Folder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        if self.file(C).is_dir() and not any(self.file(C).iterdir()):
+            self.file(C).rmdir()
 
     def write(self, name: str, text: str) -> None:
         """Write a text file atomically."""

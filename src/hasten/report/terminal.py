@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hasten.folder import C
 from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
 from hasten.measure.cost import FORMULA
@@ -63,7 +64,11 @@ def verdict(result: Result) -> list[str]:
     against = f"{seconds(best.seconds)} against {seconds(spent)}" if spent is not None else seconds(best.seconds)
     lines = [f"{best.name}: {_faster(ratio)} than {name}, {against} a call of {best.target['batch']}, on {machine}"]
     lines += [f"against {name}: {_faster(ratio)}" for name, ratio, _ in others]
-    lines += [f"beware: {line}" for line in result.warnings]
+    if best.footprint is not None:
+        warned = [f"beware: {line}" for line in result.warnings]
+        lines = [*words.as_c(result), f"the C code: {result.folder / C}", *warned, *lines]
+    else:
+        lines += [f"beware: {line}" for line in result.warnings]
     lines.append(f"size: {size(best.size)}, {baseline.size / best.size:.2f} × smaller; A/A noise floor {best.noise_floor or 0:.1%}")
     lines.append(accuracy_line(best, result))
     lines += extra_lines(result) + guard_line(best) + advice_line(result)

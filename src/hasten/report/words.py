@@ -29,6 +29,8 @@ def headline(result: Result) -> str:
     if not result.better or ratio is None:
         return "The original is kept: nothing better was shown"
     speed = f"{ratio['estimate']:.2f} times faster" if ratio["low"] > 1 else "Not slower"
+    if best.footprint is not None:
+        speed = f"{size(best.footprint['flash'])} of flash and {size(best.footprint['ram'])} of RAM as C (time not measured on the target)"
     kept = {"proven": f"{name(result)} kept", "not shown": f"{name(result)} likely kept", NOT_JUDGED: "the results kept"}
     return f"{speed}, {smaller(result)}, {kept.get(accuracy_state(result), accuracy_state(result))}"
 
@@ -77,6 +79,20 @@ def speed(result: Result) -> list[str]:
     return lines
 
 
+def as_c(result: Result) -> list[str]:
+    """What the chosen one takes as C code, and its metric then; nothing where no microcontroller was asked for."""
+    found, judged = result.best.footprint, result.best.as_c
+    if found is None:
+        return []
+    lines = [
+        f"As C: {found['flash']} bytes of flash for constants (the machine code comes on top), {found['ram']} bytes of RAM: "
+        f"{found['arena']} for activations and the input, {found['outputs']} for the output."
+    ]
+    if judged is not None:
+        lines.append(f"{capital(name(result))} of the C code, computed bit for bit: {judged['baseline']:.4f} → {judged['value']:.4f}.")
+    return lines
+
+
 def baselines(result: Result) -> list[tuple[str, dict[str, float], float | None]]:
     """Each baseline that the chosen one was set against, in words, with the speed-up and its seconds; the fastest, which counts, first."""
     best, before = result.best, original(result)
@@ -110,7 +126,7 @@ def sizes(result: Result) -> str:
     best, before = result.best, original(result)
     if not result.better:
         return f"The file has {size(before.size)}."
-    line = f"The file has {size(best.size)} instead of {size(before.size)}: {smaller(result)}."
+    line = " ".join([*as_c(result), f"The file has {size(best.size)} instead of {size(before.size)}: {smaller(result)}."])
     if best.peak_memory and before.peak_memory:
         line += f" Its process needs {size(best.peak_memory)} of memory at most, the original's {size(before.peak_memory)}."
     return line

@@ -35,7 +35,7 @@ def judge_accuracy(run: Run, tried: list[Outcome], folder: Folder, shapes: dict[
         if outcome.candidate is run.baseline:
             outcome.accuracy = _judged_or_none(run, outcome)
             continue
-        if outcome.screened < WORTH_JUDGING:
+        if run.budget.objective != "flash" and outcome.screened < WORTH_JUDGING:
             outcome.reason = f"slower than the baseline: × {outcome.screened:.2f}"
             voice().candidate(outcome.candidate.name, note="slower than the baseline")
             continue

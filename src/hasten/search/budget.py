@@ -11,7 +11,7 @@ from hasten.measure.machine import cores
 from hasten.runtimes import RUNTIMES
 from hasten.search.guard import Guard, to_guards
 
-OBJECTIVES = ("latency", "throughput", "size")
+OBJECTIVES = ("latency", "throughput", "size", "flash")
 THROUGHPUT_BATCH = 32
 
 
@@ -21,6 +21,8 @@ class Budget:
 
     `max_drop` is absolute, in the metric's own unit; without labels the budget is `min_agreement` with the original instead.
     `guards` (`recall:1`, `recall:all`) forbid that the recall of a class falls by more than `guard_drop`; see `search/guard.py`.
+    `max_flash`, `max_ram`: of the model as C code for a microcontroller (`hasten.lower.c_export`), constants, and activations with the outputs; with
+    them, or the objective `flash`, every candidate must have such code, and no time of this machine's counts for the objective `flash`.
     `recipes`: names of those to try, all by default.
     `training`: whether candidates may be trained, where the task has data for it. `purpose`: the profile that some of the values came from.
     Raises BadInput for a value that makes no sense.
@@ -33,6 +35,8 @@ class Budget:
     percentile: float = 50.0
     max_size: int | None = None
     max_memory: int | None = None
+    max_flash: int | None = None
+    max_ram: int | None = None
     time_limit: float | None = None
     batch: int | None = None
     threads: int | None = None
@@ -54,7 +58,7 @@ class Budget:
             raise BadInput(f"min_agreement is {self.min_agreement}, expected a share from 0 to 1")
         if not 0 < self.percentile < 100:
             raise BadInput(f"percentile is {self.percentile}, expected a number between 0 and 100, such as 99")
-        for name in ("max_latency", "max_size", "max_memory", "time_limit", "batch", "threads"):
+        for name in ("max_latency", "max_size", "max_memory", "max_flash", "max_ram", "time_limit", "batch", "threads"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadInput(f"{name} is {value}, expected more than 0")
@@ -75,6 +79,16 @@ class Budget:
         for recipe in self.recipes:
             if recipe not in names:
                 raise BadInput(f"there is no recipe {recipe!r}; use some of {', '.join(names)}")
+
+    @property
+    def as_c(self) -> bool:
+        """Whether a candidate must have C code for a microcontroller."""
+        return self.objective == "flash" or self.max_flash is not None or self.max_ram is not None
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether bytes are minimised and not time."""
+        return self.objective in ("size", "flash")
 
     @property
     def at_the_tail(self) -> bool:

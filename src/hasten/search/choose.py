@@ -32,11 +32,23 @@ def choose(run: Run, tried: list[Outcome]) -> tuple[Outcome, str]:
             outcome.reason = f"breaks the budget on test: a drop of {drop_of(run, judged):.4f}, {allowed_drop(run):g} is allowed"
         elif run.budget.strict and outcome.verdict.state != "proven":
             outcome.reason = f"--strict: not proven; about {outcome.verdict.samples_needed} more samples would decide"
-        elif broken := broken_guard(judged.guards, run.budget.guard_drop, run.budget.guard_margin, "test"):
+        elif broken := broken_guard(judged.guards, run.budget.guard_drop, run.budget.guard_margin, "test") or _broken_as_c(run, outcome):
             outcome.reason = broken
         else:
             return _won(tried, outcome), ""
     return original, "; ".join([_why_nothing(run, tried), *restless(max((o.floor for o in tried), default=0.0))])
+
+
+def _broken_as_c(run: Run, outcome: Outcome) -> str:
+    """Why the C code, whose sums are rounded in fixed point, breaks the budget on test; empty if it keeps it or none was asked for."""
+    if not run.budget.as_c:
+        return ""
+    outcome.as_c = judged = run.judged_as_c(outcome.candidate)
+    assert run.task is not None
+    voice().say(f"test, as C: {outcome.candidate.name}: {run.task.metric.name} {judged.value:.4f}")
+    if (drop := drop_of(run, judged)) > allowed_drop(run):
+        return f"breaks the budget on test as C: a drop of {drop:.4f}, {allowed_drop(run):g} is allowed"
+    return ""
 
 
 def _won(tried: list[Outcome], chosen: Outcome) -> Outcome:
@@ -50,6 +62,8 @@ def _won(tried: list[Outcome], chosen: Outcome) -> Outcome:
 def _not_faster(run: Run, outcome: Outcome) -> str:
     """Why a finalist may not be returned for its speed, empty if it may. For size it need not be faster, only not slower."""
     assert outcome.ratio is not None
+    if run.budget.objective == "flash":  # this machine's times say nothing about a microcontroller
+        return ""
     for name, ratio in {run.baseline.name: outcome.ratio, **outcome.own_ratios}.items():
         if run.budget.objective == "size":
             if ratio.estimate < 1:
@@ -70,7 +84,7 @@ def _ordered(run: Run, finalists: list[Outcome]) -> list[Outcome]:
     rest, ordered = sorted(finalists, key=lambda o: objective(run, o)), []
     while rest:
         best = objective(run, rest[0])
-        floor = 0.0 if run.budget.objective == "size" else rest[0].floor
+        floor = 0.0 if run.budget.by_bytes else rest[0].floor
         equal = [o for o in rest if objective(run, o) <= best * (1 + floor)]
         sign = -1 if run.task is None or run.task.metric.higher_is_better else 1
         equal.sort(key=lambda o: (sign * (o.accuracy.value if o.accuracy else 0.0), o.size, o.candidate.name))

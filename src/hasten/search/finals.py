@@ -73,7 +73,7 @@ def finals(run: Run, tried: list[Outcome]) -> None:
 
 def _second_timing(run: Run, rivals: list[Outcome]) -> list[Outcome]:
     """The best of `rivals` timed once more; what counts then is the geometric mean of both ratios. Those that still run, in order."""
-    if len(rivals) > FINALISTS and run.left > 0 and run.budget.objective != "size":
+    if len(rivals) > FINALISTS and run.left > 0 and not run.budget.by_bytes:
         for number, outcome in enumerate(rivals[:LOOKED]):
             voice().step("second timing", number, min(LOOKED, len(rivals)))
             timed, ratio = run.screen(outcome.candidate.name, run.subject(outcome.candidate), "screened again")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from hasten.measure.judge import Timing
 from hasten.measure.statistics import Verdict, verdict
 from hasten.report.numbers import seconds
@@ -13,6 +17,8 @@ def objective(run: Run, outcome: Outcome) -> float:
     """What is minimised: bytes, or time relative to the baseline (throughput at a given batch is time too), at the percentile asked for."""
     if run.budget.objective == "size":
         return float(outcome.size)
+    if run.budget.objective == "flash":  # RAM decides between equals
+        return outcome.footprint["flash"] + outcome.footprint["ram"] / 2**40 if outcome.footprint else math.inf
     if outcome.tail_ratio is not None:
         return 1 / outcome.tail_ratio.estimate
     if outcome.ratio is not None:
@@ -27,6 +33,17 @@ def over(run: Run, timing: Timing) -> str:
         return late
     if budget.max_memory is not None and timing.peak_memory > budget.max_memory:
         return f"it needs {timing.peak_memory / 2**20:.0f} MiB, {budget.max_memory / 2**20:.0f} MiB are allowed"
+    return ""
+
+
+def too_large(run: Run, footprint: Mapping[str, Any]) -> str:
+    """Why the C code of a candidate can't be, or is larger than what the budget allows; empty if neither."""
+    if "failed" in footprint:
+        return str(footprint["failed"])
+    for what, limit in (("flash", run.budget.max_flash), ("ram", run.budget.max_ram)):
+        if limit is not None and footprint[what] > limit:
+            name = "RAM" if what == "ram" else what
+            return f"as C it needs {footprint[what]} bytes of {name}, {limit} are allowed"
     return ""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from hasten.errors import BadInput
 from hasten.folder import (
+    C_FILES,
     FINISHED,
     MANIFEST,
     MODEL,
@@ -24,6 +25,7 @@ from hasten.folder import (
     RUN,
     UNFINISHED,
     WORK,
+    C,
     Folder,
     file_digest,
     write_atomically,
@@ -35,6 +37,11 @@ from hasten.model import Model
 from hasten.report.numbers import restless
 from hasten.search.candidates import Candidate
 from hasten.search.run import Judged, Run
+
+NOT_THE_TARGET = (
+    "time was not measured on the target: all times are those of runtimes on this machine, and say nothing about a microcontroller"
+)
+"""What is said first where a model for a microcontroller was asked for."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,6 +66,8 @@ class Outcome:
     baseline_rounds: Sequence[Timing] = ()
     test: Judged | None = None
     verdict: Verdict | None = None
+    footprint: dict[str, Any] | None = None
+    as_c: Judged | None = None
 
     @property
     def typical(self) -> Timing:
@@ -74,7 +83,8 @@ class Choice:
     `ratio` is the speed-up over the baseline (above 1: faster), over fresh process pairs; `tail_ratio` the same at the budget's percentile,
     where latency is asked for at another one than 50; `own_ratios` over the other baselines (the model's own framework; the original on one
     thread), which took `own_seconds` in the same rounds. `accuracy` is on validate, `test` and `verdict` on test. `state`: chosen, front, lost
-    or baseline; `reason`: why it lost.
+    or baseline; `reason`: why it lost. `footprint`: bytes of its C code (`flash`, `arena`, `outputs`, `ram`) and `as_c` its metric on test, where
+    a microcontroller was asked for.
     """
 
     name: str
@@ -97,6 +107,8 @@ class Choice:
     noise_floor: float | None = None
     test: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
+    footprint: dict[str, int] | None = None
+    as_c: dict[str, Any] | None = None
 
     @property
     def against(self) -> str | None:
@@ -178,6 +190,7 @@ class Result:
         place.work.rmdir()
         for name in OURS:
             if (self.folder / name).is_file():
+                place.file(name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / name, place.file(name))
 
 
@@ -188,6 +201,7 @@ def write_result(
     front = pareto(run, tried)
     choices = [_choice(run, o, chosen, front) for o in tried]
     _write_model(run, folder, chosen, shapes)
+    _write_c(run, folder, chosen)
     copy_model(run.path(run.baseline.recipe), folder.file(ORIGINAL))
     _write_manifest(
         run,
@@ -196,7 +210,7 @@ def write_result(
         FINISHED,
         {
             "reason": reason,
-            "warnings": restless(max((o.floor for o in tried), default=0.0)),
+            "warnings": [*([NOT_THE_TARGET] if run.budget.as_c else []), *restless(max((o.floor for o in tried), default=0.0))],
             "candidates": choices,
             "front": [o.candidate.name for o in front],
             "shapes": shapes,
@@ -233,9 +247,19 @@ def _write_model(run: Run, folder: Folder, outcome: Outcome, shapes: dict[str, i
     folder.write(RUN, resources.files("hasten").joinpath("run_template.py").read_text())
 
 
+def _write_c(run: Run, folder: Folder, chosen: Outcome) -> None:
+    """The C code of the chosen model, with seeded samples in its test: no sample of the user's is written. None where it has none."""
+    if chosen.footprint is not None:
+        from hasten.lower import c_export
+
+        c_export.save(c_export.export(Model.load(run.path(chosen.candidate.recipe)), Path(MODEL).stem), folder.file(C), force=True)
+
+
 def _write_manifest(run: Run, folder: Folder, chosen: Outcome, state: str, more: dict[str, Any]) -> None:
     model = Model.load(folder.file(MODEL))
     files = [MODEL, PLAN, RUN] + ([ORIGINAL, RECORDS] if state == FINISHED else [])
+    if state == FINISHED and chosen.footprint is not None:
+        files += C_FILES
     manifest = {
         "hasten": versions().get("hasten", ""),
         "state": state,
@@ -297,6 +321,8 @@ def _choice(run: Run, o: Outcome, chosen: Outcome, front: Sequence[Outcome]) -> 
             noise_floor=o.floor if o.ratio else None,
             test=dataclasses.asdict(o.test) if o.test else None,
             verdict=dataclasses.asdict(o.verdict) if o.verdict else None,
+            footprint=o.footprint,
+            as_c=dataclasses.asdict(o.as_c) if o.as_c else None,
         )
     )
 

@@ -142,6 +142,20 @@ class Run:
 
         return self.remember("built", recipe.name, "the recipe's techniques, checked against the oracle where they only round", compute)
 
+    def footprint(self, recipe: Recipe) -> dict[str, Any]:
+        """Bytes of the recipe's model as C code: `flash`, `arena`, `outputs`, `ram`; or `failed`, the reason why there is none."""
+
+        def compute() -> dict[str, Any]:
+            from hasten.lower.c_export import footprint
+
+            try:
+                found = footprint(Model.load(self.path(recipe)))
+            except HastenError as e:
+                return {"failed": str(e)}
+            return {"flash": found.flash, "arena": found.arena, "outputs": found.outputs, "ram": found.ram}
+
+        return self.remember("as C", recipe.name, "constants and activations of the exported C code, computed", compute)
+
     def _teacher(self, recipe: Recipe) -> Model | None:
         """The original, whose part the student's own maker has where a recipe has one."""
         return None if any(settings.get("student") for _, settings in recipe.steps) else self.model
@@ -239,6 +253,26 @@ class Run:
             return Failure(values["failed"])
         guards = tuple(Guarded(**g) for g in values["guards"])
         return Judged(**{**values, "difference": Interval(**values["difference"]), "guards": guards})
+
+    def judged_as_c(self, candidate: Candidate) -> Judged:
+        """The metric of the candidate's C code on test: the outputs that its fixed point gives, bit for bit, computed in numpy."""
+        from hasten.lower import evaluate, lower
+
+        assert self.task is not None
+        method = f"{self.task.metric.name} of the exported C code's outputs, computed in numpy, paired with the original as judged"
+
+        def compute() -> dict[str, Any]:
+            assert self.task is not None
+            plan = lower(Model.load(self.path(candidate.recipe)), "fixed")
+            parts = []
+            for feeds in self.split("test").batches(evaluate.SAMPLES):
+                numbers = evaluate.whole_numbers(plan, evaluate.input_codes(plan, feeds))
+                parts.append(evaluate.values(plan, numbers)[self.task.output])
+            before = self.predictions(self.baseline, "test")
+            return _compare(self.task, before, np.concatenate(parts), self.labels("test"), self.budget.seed)
+
+        values = self.remember("judged as C", candidate.recipe.name, method, compute)
+        return Judged(**{**values, "difference": Interval(**values["difference"])})
 
     def predictions(self, candidate: Candidate, split_name: str) -> Array:
         """Outputs of the judged output on a split; kept in memory alone."""

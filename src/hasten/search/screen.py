@@ -8,7 +8,7 @@ from hasten import runtimes
 from hasten.measure.judge import Failure, Timing
 from hasten.model import Model
 from hasten.search.candidates import GRAPH_ONLY, Candidate, candidates, recipes
-from hasten.search.goal import drop_of, over
+from hasten.search.goal import drop_of, over, too_large
 from hasten.search.result import Outcome
 from hasten.search.run import Run
 from hasten.voice import voice
@@ -48,13 +48,19 @@ def time_one(run: Run, candidate: Candidate, size: int) -> Outcome:
     """Time one that was built, beside the baseline."""
     if run.budget.max_size is not None and size > run.budget.max_size:
         return Outcome(candidate, f"its file has {size} bytes, {run.budget.max_size} are allowed", size=size)
+    if run.budget.as_c:
+        footprint = run.footprint(candidate.recipe)
+        if why := too_large(run, footprint):
+            return Outcome(candidate, why, size=size, footprint=None if "failed" in footprint else footprint)
+    else:
+        footprint = None
     refusals = runtimes.get(candidate.runtime).unsupported(Model.load(run.path(candidate.recipe)), candidate.target)
     if refusals:
         return Outcome(candidate, "; ".join(f"{s.node}: {s.why}" if s.node else s.why for s in refusals[:3]), size=size)
     timed, ratio = run.screen(candidate.name, run.subject(candidate))
     if isinstance(timed, Failure):
-        return Outcome(candidate, timed.reason, size=size)
-    return Outcome(candidate, over(run, timed), timing=timed, screened=ratio, size=size)
+        return Outcome(candidate, timed.reason, size=size, footprint=footprint)
+    return Outcome(candidate, over(run, timed), timing=timed, screened=ratio, size=size, footprint=footprint)
 
 
 def _twin(run: Run, candidate: Candidate) -> str | None:

@@ -68,7 +68,7 @@ def _bar(run: Run, tried: list[Outcome]) -> float:
     """What a training must promise to reach. Whatever looks best is timed again for it: by one lucky timing nothing would be trained."""
     rivals = [o for o in tried if not o.reason and o.timing]
     ratios = {o.candidate.name: [o.screened] for o in rivals}
-    for _ in range(TIMED_AGAIN if rivals and run.budget.objective != "size" else 0):
+    for _ in range(TIMED_AGAIN if rivals and not run.budget.by_bytes else 0):
         best = min(rivals, key=lambda o: objective(run, o))
         name, times = best.candidate.name, len(ratios[best.candidate.name])
         if times == ENOUGH:

@@ -31,7 +31,7 @@ def screen_zeros(run: Run, recipe: Recipe, tried: list[Outcome], bar: float) -> 
         outcome.reason = built["failed"]
     else:
         outcome.size = built["bytes"]
-        sized = run.budget.objective == "size"
+        sized = run.budget.by_bytes
 
         def compute() -> dict[str, object]:
             whole, pruned = (Model.load(run.path(c.recipe)) for c in (dense, untrained))
