@@ -343,7 +343,7 @@ class _Writer:
             "",
             f"   {self._signature()};",
             "   computes one sample. Images lie as (height, width, channels), a byte for each number of the input:",
-            "       code = round(value / SCALE) + ZERO, between 0 and 255.",
+            "       code = round(value / SCALE) + ZERO, between 0 and 255; halves to even.",
             f"   The input may lie anywhere, also in {self._input(0)}(), which is in the arena and costs no memory of its own; what is there is",
             f"   written over by {self.name}_run, so write it before each call. SIZE: numbers.",
             "",
