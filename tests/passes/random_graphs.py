@@ -342,7 +342,7 @@ class Maker:
         v = self.pick(lambda v: v.rank > 0)
         for _ in range(self.rng.choice((1, 2, 2))):
             made = self._reshaped(v)
-            v = v if made is None else made
+            v = v if made is None or made.rank == 0 else made
 
     def _reshaped(self, v: Value) -> Value | None:
         ones = [i for i, d in enumerate(v.shape) if d == 1]
