@@ -703,7 +703,7 @@ def random_graph(rng: random.Random) -> onnx.ModelProto:
     inputs = [Value(f"x{i}", FLOAT, tuple(rng.choice(SHAPES[:4] if i == 0 else SHAPES))) for i in range(rng.choice((1, 1, 2, 3)))]
     maker = Maker(rng, inputs=inputs)
     target = rng.randint(5, 13)
-    while len(maker.nodes) < target:
+    while len(maker.nodes) < target or all(v in inputs for v in maker.values):
         maker.grow()
     made = [v for v in maker.values if v not in inputs]
     read = {name for node in maker.nodes for name in node.input}
