@@ -1,7 +1,7 @@
 """One contestant in a process of its own, run as a user of that library would run it: no code of hasten's except for hasten's own choice.
 
-`python peer_process.py KIND PATH SAMPLES THREADS time` prints the median seconds of a call at batch 1 as JSON; `… predict OUT` writes the
-first output for all samples, one at a time.
+`python peer_process.py KIND PATH SAMPLES THREADS time [BATCH]` prints the median seconds of a call as JSON, at batch 1 if none is given;
+`… tail` single calls' p50 and p99 over three seconds; `… predict OUT` writes the first output for all samples, one at a time.
 """
 
 from __future__ import annotations
@@ -85,7 +85,16 @@ def hasten(path: str, feeds: Feeds, threads: int) -> Run:
     return lambda x: fast(x[name])
 
 
-KINDS = {f.__name__: f for f in (onnxruntime, openvino, openvino_bf16, torch, torch_compiled, hasten)}
+def native(path: str, feeds: Feeds, threads: int) -> Run:
+    """hasten's own engine, through its runtime."""
+    from hasten import runtimes
+    from hasten.runtimes import Target
+
+    batch = len(next(iter(feeds.values())))
+    return runtimes.get("native").compile(Path(path), Target(threads, batch=batch)).run
+
+
+KINDS = {f.__name__: f for f in (onnxruntime, openvino, openvino_bf16, torch, torch_compiled, hasten, native)}
 
 
 def measure(run: Run, feeds: Feeds) -> float:
@@ -104,6 +113,16 @@ def measure(run: Run, feeds: Feeds) -> float:
     return statistics.median(rounds)
 
 
+def tail(run: Run, feeds: Feeds) -> list[float]:
+    """p50 and p99 of single calls over three seconds, after half a second of warming up."""
+    seconds, begun = [], time.perf_counter()
+    while time.perf_counter() < begun + 3.5:
+        start = time.perf_counter()
+        run(feeds)
+        seconds.append((start - begun, time.perf_counter() - start))
+    return [float(v) for v in np.percentile([s for at, s in seconds if at > 0.5], [50, 99])]
+
+
 def main() -> None:
     """See the module's docstring."""
     kind, path, samples, threads, what, *rest = sys.argv[1:]
@@ -111,10 +130,11 @@ def main() -> None:
     with np.load(samples, allow_pickle=False) as arrays:
         data = {k: arrays[k] for k in arrays.files}
     count = len(next(iter(data.values()))) if what == "predict" else 1
-    rows = [{k: np.ascontiguousarray(v[i : i + 1]) for k, v in data.items()} for i in range(count)]
+    batch = int(rest[0]) if what == "time" and rest else 1
+    rows = [{k: np.ascontiguousarray(v[i : i + batch]) for k, v in data.items()} for i in range(count)]
     run = KINDS[kind](path, rows[0], int(threads))
-    if what == "time":
-        sys.stdout.write("\n" + json.dumps(measure(run, rows[0])) + "\n")
+    if what in ("time", "tail"):
+        sys.stdout.write("\n" + json.dumps((measure if what == "time" else tail)(run, rows[0])) + "\n")
     else:
         np.save(rest[0], np.concatenate([np.array(run(row)) for row in rows]))
     sys.stdout.flush()

@@ -189,6 +189,34 @@ public:
         return found.release().ptr();
     }
 
+    // (kernel, products of one sample, seconds of all calls) of each step.
+    nb::list profile(nb::dict feeds, int32_t calls) {
+        if (calls < 1) fail(PyExc_ValueError, "calls is " + std::to_string(calls) + ", must be 1 or more");
+        Arrays in(inputs.size()), out(outputs.size());
+        npy_intp batch = -1;
+        for (const Port &port : inputs) {
+            PyObject *value = PyDict_GetItemWithError(feeds.ptr(), port.name.ptr());
+            if (value == nullptr) refuse_names(feeds.ptr());
+            in.add(taken(port, value, &batch));
+        }
+        make_outputs(out, &batch);
+        std::vector<double> seconds(static_cast<size_t>(description.steps), 0.0);
+        hasten_status status = HASTEN_OK;
+        {
+            nb::gil_scoped_release release;
+            for (int32_t i = 0; i < calls && status == HASTEN_OK; i++)
+                status = hasten_profile(handle, in.addresses(), out.addresses(), static_cast<int32_t>(batch), seconds.data());
+        }
+        check(status);
+        nb::list found;
+        for (int32_t i = 0; i < description.steps; i++) {
+            hasten_step_info step;
+            check(hasten_step(handle, i, &step));
+            found.append(nb::make_tuple(step.kernel, step.products, seconds[static_cast<size_t>(i)]));
+        }
+        return found;
+    }
+
     std::vector<Port> inputs, outputs;
     hasten_description description{};
 
@@ -257,18 +285,22 @@ private:
         fail(PyExc_ValueError, "input '" + text(port.name.ptr()) + "' has a batch of " + std::to_string(got) + ", the inputs before it of " + std::to_string(batch));
     }
 
-    void call(Arrays &in, Arrays &out, npy_intp batch) {
-        if (!batched) batch = 1;
-        if (batch < 1 || batch > description.max_batch)
-            fail(PyExc_ValueError, "a batch of " + std::to_string(batch) + " came, the model was loaded for 1 to " + std::to_string(description.max_batch));
+    void make_outputs(Arrays &out, npy_intp *batch) {
+        if (!batched) *batch = 1;
+        if (*batch < 1 || *batch > description.max_batch)
+            fail(PyExc_ValueError, "a batch of " + std::to_string(*batch) + " came, the model was loaded for 1 to " + std::to_string(description.max_batch));
         for (const Port &port : outputs) {
             npy_intp dims[HASTEN_MAX_DIMS];
             for (int i = 0; i < port.rank; i++) dims[i] = port.dims[i];
-            if (port.batched) dims[0] = batch;
+            if (port.batched) dims[0] = *batch;
             PyObject *array = PyArray_SimpleNew(port.rank, dims, port.type->number);
             if (array == nullptr) throw nb::python_error();
             out.add(array);
         }
+    }
+
+    void call(Arrays &in, Arrays &out, npy_intp batch) {
+        make_outputs(out, &batch);
         hasten_status status;
         if (description.weights + description.arena <= BRIEF) {
             status = hasten_run(handle, in.addresses(), out.addresses(), static_cast<int32_t>(batch));
@@ -330,6 +362,7 @@ NB_MODULE(_native, m) {
         .def_static(
             "from_bytes", [](nb::bytes data, int32_t threads, int32_t max_batch) { return new Model(data, {threads, max_batch}); }, nb::arg("data"),
             nb::arg("threads") = 1, nb::arg("max_batch") = 1)
+        .def("profile", &Model::profile, nb::arg("feeds"), nb::arg("calls") = 1)
         .def_prop_ro("inputs", [](const Model &model) { return described(model.inputs); })
         .def_prop_ro("outputs", [](const Model &model) { return described(model.outputs); })
         .def_prop_ro("threads", [](const Model &model) { return model.description.threads; })
@@ -339,5 +372,6 @@ NB_MODULE(_native, m) {
         .def_prop_ro("arena", [](const Model &model) { return model.description.arena; })
         .def_prop_ro("isa", [](const Model &model) { return model.description.isa; });
     m.def("abi", &hasten_abi);
+    m.def("peak", &hasten_peak, nb::call_guard<nb::gil_scoped_release>());
     m.def("isa", &hasten_isa);
 }

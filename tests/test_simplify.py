@@ -14,6 +14,7 @@ from hasten import check, cli, simplify
 from hasten.errors import BadInput
 from hasten.graph import add_weight, finish, may_rewrite
 from hasten.measure import beside
+from hasten.model import Step
 from hasten.passes import order_nodes
 from hasten.runtimes import Target
 from hasten.simplify import Simplified, passes
@@ -93,6 +94,51 @@ def test_a_pass_that_is_wrong_whatever_it_leaves_alone_is_undone_as_a_whole(mode
     assert found.model.structure == model.structure
     ((node, why),) = found.verdicts[0].undone
     assert node == "order-nodes" and why
+
+
+@pytest.mark.parametrize("lie", ["operator", "input", "attribute", "weight"])
+def test_a_pass_that_changes_the_graph_and_says_it_did_not_is_checked_all_the_same(lie, model, monkeypatch):
+    """All passes work on one draft: what this one leaves would come to the next one, and out with its work, unseen by the oracle."""
+
+    def liar(model, settings, task):
+        edited = model.edit()
+        nodes = {n.outputs[0].name: n for n in edited.graph}
+        if lie == "operator":
+            nodes["c"].op_type = "Neg"
+        elif lie == "input":
+            nodes["f"].replace_input_with(0, nodes["a"].outputs[0])
+        elif lie == "attribute":
+            nodes["leaky"].attributes["alpha"] = ir.AttrFloat32("alpha", 0.9)
+        else:
+            edited.graph.initializers["w"].const_value = ir.Tensor(np.ones(4, np.float32), name="w")
+        return model.then(edited, Step("order_nodes", {}, 0))
+
+    text = """g (float[N, 4] x) => (float[N, 4] y) {
+        a = Relu (x)
+        b = Add (a, w)
+        c = Abs (b)
+        leaky = LeakyRelu <alpha = 0.1> (x)
+        f = Sub (c, leaky)
+        y = Identity (f)
+    }"""
+    model = model_of(text, {"w": np.array([1.0, -2.0, 0.1, -0.1])})
+    monkeypatch.setattr(order_nodes, "order_nodes", liar)
+    found = simplify.simplify(model, [*passes(only=("order-nodes",)), *passes(only=("cleanup",))])
+    assert "Identity" not in operators(found.model)
+    check.same(model, found.model, within=check.BITS)
+    (verdict,) = (v for v in found.verdicts if v.technique == "order_nodes")
+    assert [name for name, _ in verdict.undone] == ["order-nodes"]
+
+
+def test_a_pass_that_counts_too_little_and_is_right_stays_and_counts_as_one(model, monkeypatch):
+    def modest(model, settings, task):
+        made = clips(set())(model, settings, task)
+        return model.then(made.ir, Step("order_nodes", {}, 0))
+
+    monkeypatch.setattr(order_nodes, "order_nodes", modest)
+    found = simplify.simplify(model, passes(only=("order-nodes",)))
+    assert "Relu" not in operators(found.model)
+    assert [(v.technique, v.changed, v.undone) for v in found.verdicts] == [("order_nodes", 1, ())]
 
 
 def test_what_is_wrong_on_real_inputs_alone_is_found_there(model, monkeypatch):

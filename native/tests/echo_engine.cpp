@@ -118,6 +118,18 @@ hasten_status hasten_run(hasten_model *model, const void *const *inputs, void *c
     return HASTEN_OK;
 }
 
+hasten_status hasten_profile(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch, double *seconds) {
+    seconds[0] += 1e-6;
+    return hasten_run(model, inputs, outputs, batch);
+}
+
+hasten_status hasten_step(const hasten_model *, int32_t, hasten_step_info *step) {
+    *step = {"echo", 0.0};
+    return HASTEN_OK;
+}
+
+double hasten_peak(void) { return 1e9; }
+
 const char *hasten_last_error(void) { return error.c_str(); }
 void hasten_free(hasten_model *model) { delete model; }
 int32_t hasten_abi(void) { return HASTEN_ABI; }

@@ -47,9 +47,14 @@ class Model:
         """Arrays by name, in and out. An input of another dtype or shape is a ValueError, one that is not contiguous is copied; outputs are new."""
     def run_list(self, arrays: Sequence[NDArray[np.generic]], /) -> list[NDArray[np.generic]]:
         """The same with a list or tuple in the order of `inputs`, to a list in the order of `outputs`."""
+    def profile(self, feeds: dict[str, NDArray[np.generic]], calls: int = 1) -> list[tuple[str, float, float]]:
+        """(kernel, products of one sample, seconds of all calls) of each step; all threads work on one step after the other."""
 
 def abi() -> int:
     """The version of the C interface."""
 
 def isa() -> str:
     """The level that this processor gets; HASTEN_ISA forces a lower one."""
+
+def peak() -> float:
+    """8-bit operations (a product and a sum are two) that one core does in a second when nothing has to be loaded."""

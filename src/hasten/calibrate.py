@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from hasten.errors import Refused
-from hasten.graph import Array
+from hasten.graph import Array, remove_unused
 from hasten.model import Model
 from hasten.task import BoundTask
 from hasten.voice import voice
@@ -34,7 +33,7 @@ def tensors(edited: ir.Model, names: Sequence[str], samples: int, task: BoundTas
     by_name = {o.name: o for n in exposed.graph for o in n.outputs}
     wanted = [n for n in names if n not in inputs]
     exposed.graph.outputs[:] = [by_name[n] for n in dict.fromkeys(wanted)]
-    RemoveUnusedNodesPass()(exposed)
+    remove_unused(exposed)
     session = _session(Model(exposed)) if wanted else None
     fixed = next((v.shape[0] for v in edited.graph.inputs if v.shape is not None and len(v.shape) and isinstance(v.shape[0], int)), None)
     count, total = 0, min(samples, len(task.calibrate))

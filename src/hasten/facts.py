@@ -118,14 +118,15 @@ def at_sizes(model: Model, sizes: Mapping[str, int] | None = None, batch: int = 
     ]
     asked = {(name, size) for p, shape in zip(model.inputs, fixed, strict=True) for name, size in zip(p.shape, shape, strict=True)}
     axes = {name: size for name, size in asked if isinstance(name, str)}
+    known = {name: size for name, size in axes.items() if isinstance(size, int)}
     if len(axes) == sum(not isinstance(name, int) for name, _ in asked) and _only_named(model.ir.graph, axes):
-        return Sized(model.ir, {name: size for name, size in axes.items() if isinstance(size, int)})
+        return Sized(model.ir, known)
     edited = model.ir.clone()
     for value, shape in zip(edited.graph.inputs, fixed, strict=True):
         if value.shape is not None:
             value.shape = ir.Shape(shape)
     infer_anew(edited)
-    return Sized(edited, {})
+    return Sized(edited, known)
 
 
 def _only_named(graph: ir.Graph, names: Container[str]) -> bool:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from hasten.model import OPSET, Model, Skip, Step, all_graphs, all_nodes
+from hasten.model import OPSET, Model, Skip, Step, all_graphs, all_nodes, subgraphs
 from hasten.shapes import better, infer, infer_missing
 
 Array = NDArray[Any]
@@ -113,11 +113,23 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
 _taken: weakref.WeakKeyDictionary[ir.Graph, set[str | None]] = weakref.WeakKeyDictionary()
 
 
+def names_in(graphs: Iterable[ir.Graph]) -> set[str | None]:
+    """The names of the values and nodes of these graphs."""
+    names: set[str | None] = set()
+    for graph in graphs:
+        names |= {v.name for v in graph.inputs} | set(graph.initializers)
+        for node in graph:
+            names |= {node.name, *(o.name for o in node.outputs)}
+    return names
+
+
 def unique_name(graph: ir.Graph, wish: str) -> str:
-    """`wish`, or `wish_1`, `wish_2` … : a name that no value and no node of the graph has, and none that was given out before."""
+    """`wish`, or `wish_1`, `wish_2` … : a name that no value and no node of the graph or of one inside of it has, and none that was given out before.
+
+    For the main graph. What works inside of others, which must not take a name from around them, asks `rewrite.Edit`.
+    """
     if graph not in _taken:
-        names = {v.name for v in graph.inputs} | set(graph.initializers) | {n.name for n in graph}
-        _taken[graph] = names | {o.name for n in graph for o in n.outputs}
+        _taken[graph] = names_in([graph, *(inner for node in all_nodes(graph) for inner in subgraphs(node))])
     taken = _taken[graph]
     name, number = wish, 0
     while name in taken or name in graph.initializers:
@@ -162,6 +174,9 @@ def remove_unused(edited: ir.Model) -> None:
         removed = False
         graphs = dict.fromkeys(all_graphs(edited))
         for graph in graphs:
+            for node in graph:
+                if node.op_type == "Loop" and len(node.inputs) < 2:
+                    node.resize_inputs(2)  # a condition may be left empty but must be there, also where no value is carried behind it
             for value in [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]:
                 for reader, index in [use for use in value.uses() if use.node.graph not in graphs]:
                     reader.replace_input_with(index, None)
@@ -188,7 +203,7 @@ def _has_unused(body: ir.Graph | ir.Function) -> bool:
         read = [bool(o.uses()) or o.is_graph_output() for o in node.outputs]
         if not any(read) or (not all(read) and any(not read[i] and node.outputs[i].name for i in _optional_outputs(node) if i < len(read))):
             return True
-        if node.inputs and node.inputs[-1] is None:
+        if node.inputs and node.inputs[-1] is None and not (node.op_type == "Loop" and len(node.inputs) == 2):
             return True
     return False
 

@@ -37,9 +37,9 @@ def peak(model: Model, batch: int = 1) -> Peak:
 class Flow:
     """Nodes by number, values by number: who makes and who reads which, and how large it is."""
 
-    def __init__(self, sized: Sized, nodes: Sequence[ir.Node] | None = None) -> None:
-        """nodes: those of the main graph in another order than its own."""
-        graph = sized.model.graph
+    def __init__(self, sized: Sized, nodes: Sequence[ir.Node] | None = None, graph: ir.Graph | None = None) -> None:
+        """graph: one inside of the main graph, in its stead. nodes: the graph's in another order than its own."""
+        graph = sized.model.graph if graph is None else graph
         self.nodes = tuple(graph if nodes is None else nodes)
         made = {id(o): i for i, node in enumerate(self.nodes) for o in node.outputs}
         values = [*graph.inputs, *(o for node in self.nodes for o in node.outputs if o.name)]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, must_leave, rewrote, settle, take_place
-from hasten.model import all_graphs, all_nodes
+from hasten.graph import Array, must_leave, names_in, rewrote, settle, take_place
+from hasten.model import all_graphs, all_nodes, subgraphs
 from hasten.own_operators import DOMAIN
 
 Dims = tuple[int | str | None, ...]
@@ -30,17 +30,18 @@ class Edit:
 
     @functools.cached_property
     def _names(self) -> set[str | None]:
-        names: set[str | None] = set()
-        for graph in all_graphs(self.model):
-            names |= {v.name for v in graph.inputs} | set(graph.initializers)
-            for node in graph:
-                names |= {node.name, *(o.name for o in node.outputs)}
-        return names
+        return names_in(all_graphs(self.model))
 
     def bodies(self) -> Iterator[ir.Graph]:
         """The main graph and those of the local functions but hasten's own, whose bodies runtimes know by their form."""
         yield self.model.graph
         yield from (f.graph for f in self.model.functions.values() if f.domain != DOMAIN)
+
+    def graphs(self) -> Iterator[ir.Graph]:
+        """The bodies and every graph inside of them, each behind what is around it."""
+        for body in self.bodies():
+            yield body
+            yield from (inner for node in all_nodes(body) for inner in subgraphs(node))
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of the bodies, those in subgraphs among them."""

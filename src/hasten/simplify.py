@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib.util
+import operator
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,9 +21,9 @@ import onnx_ir as ir
 from hasten import check, plan, runtimes
 from hasten.errors import BadInput, CheckFailed, OutOfResources, Unsupported
 from hasten.facts import at_sizes, facts_of
-from hasten.graph import Array, rewrites
+from hasten.graph import Array, begin, rewrites
 from hasten.memory import Flow
-from hasten.model import Model, all_nodes
+from hasten.model import Model, all_graphs, all_nodes
 from hasten.plan import Effect
 from hasten.runtimes import Target
 from hasten.shapes import infer_missing
@@ -195,22 +196,50 @@ class _Own(Model):
 class _Bench:
     """What the passes work on: the model so far, and a clone to try the next pass on, which serves until a pass changes it.
 
-    Unchecked it serves then, too: nobody wants the graph before.
+    Unchecked it serves then, too: nobody wants the graph before. Checked, a pass's word that it changed nothing is not taken: what it left is
+    compared with what it was given, for a change that is not told would be handed on to the next pass, unseen by the oracle.
     """
 
     def __init__(self, model: Model, checked: bool):
         self.model, self.checked = model, checked
-        self._draft: ir.Model | None = model.edit()
-        infer_missing(self._draft)
+        self._draft: ir.Model | None = None
+        self._parts: list[object] = []
+        infer_missing(self._lay_out())
+
+    def _lay_out(self) -> ir.Model:
+        """A new draft, without what nothing reads: that is what each pass begins with."""
+        self._draft = begin(self.model)
+        self._parts = parts(self._draft) if self.checked else []
+        return self._draft
 
     def attempt(self, row: plan.Row, without: Sequence[str]) -> tuple[Model, list[str]]:
         """What the pass makes of the model, itself if nothing, and the nodes that it rewrote at, those of `without` left alone."""
-        draft = self._draft if self._draft is not None else self.model.edit()
+        draft = self._draft if self._draft is not None else self._lay_out()
         with rewrites(without) as found:
             made = row.apply(_Own(draft, self.model.history), plan.make_settings(row.name, {}), None)
         unchanged = not made.history[-1].changed
+        if unchanged and self.checked and not _same_objects(self._parts, parts(made.ir)):
+            unchanged = False
+            made = Model(made.ir, (*made.history[:-1], dataclasses.replace(made.history[-1], changed=1)))
         self._draft = draft if unchanged else None if self.checked else made.ir
         return self.model if unchanged else made, found.done
+
+
+def parts(model: ir.Model) -> list[object]:
+    """All that a graph computes with, in order: nodes, what they read and write, attributes, weights. Not names, types and shapes, which say no
+    more. Held, for an object that is gone could leave its place in memory to another."""
+    found: list[object] = []
+    for graph in all_graphs(model):
+        found += (graph, *graph.inputs, *graph.outputs)
+        for value in graph.initializers.values():
+            found += (value, value.const_value)
+        for node in graph:
+            found += (node, node.domain, node.op_type, *node.inputs, *node.outputs, *node.attributes.data.values())
+    return found
+
+
+def _same_objects(one: Sequence[object], other: Sequence[object]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _pass(row: plan.Row, bench: _Bench, feeds: Sequence[Mapping[str, Array]] | None, undone: dict[str, str], spent: list[float]) -> None:

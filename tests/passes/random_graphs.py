@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hasten import check, plan
 from hasten.doors.onnx import from_proto
 from hasten.graph import finish
-from hasten.model import Model, all_graphs, all_nodes
+from hasten.model import Model, all_graphs, all_nodes, subgraphs
 from hasten.plan import Effect
 from hasten.simplify import passes, simplify
 
@@ -342,7 +342,7 @@ class Maker:
         v = self.pick(lambda v: v.rank > 0)
         for _ in range(self.rng.choice((1, 2, 2))):
             made = self._reshaped(v)
-            v = v if made is None else made
+            v = v if made is None or made.rank == 0 else made
 
     def _reshaped(self, v: Value) -> Value | None:
         ones = [i for i, d in enumerate(v.shape) if d == 1]
@@ -703,7 +703,7 @@ def random_graph(rng: random.Random) -> onnx.ModelProto:
     inputs = [Value(f"x{i}", FLOAT, tuple(rng.choice(SHAPES[:4] if i == 0 else SHAPES))) for i in range(rng.choice((1, 1, 2, 3)))]
     maker = Maker(rng, inputs=inputs)
     target = rng.randint(5, 13)
-    while len(maker.nodes) < target:
+    while len(maker.nodes) < target or all(v in inputs for v in maker.values):
         maker.grow()
     made = [v for v in maker.values if v not in inputs]
     read = {name for node in maker.nodes for name in node.input}
@@ -781,6 +781,7 @@ def _check_result(name: str, within: check.Tolerance, model: Model, made: Model,
     )
     try:
         check.legal(made)
+        check_names(made)
         onnx.checker.check_model(made.to_bytes(), full_check=True)
         session = check.oracle(made)
         found = [session.run(None, feed) for feed in feeds]
@@ -789,6 +790,22 @@ def _check_result(name: str, within: check.Tolerance, model: Model, made: Model,
     for one, other in zip(expected, found, strict=True):
         for port, a, b in zip(model.outputs, one, other, strict=True):
             agree(f"{name}: output {port.name}", a, b, within)
+
+
+def check_names(model: Model) -> None:
+    """ONNX lets no value in a graph have the name of one that is around it; its checker looks at those alone that nodes make."""
+
+    def look(graph: ir.Graph, around: set[str | None]) -> None:
+        own = [v.name for v in (*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs if o.name))]
+        own = list(dict.fromkeys(own)) if graph is model.ir.graph else own  # an initializer may be an input there
+        assert len(set(own)) == len(own), f"two values of one graph have one name: {sorted(n for n in own if own.count(n) > 1)}"
+        assert not around & set(own), f"values have names of others around them: {around & set(own)}"
+        for node in graph:
+            for inner in subgraphs(node):
+                look(inner, around | set(own))
+
+    for body in (model.ir.graph, *(f.graph for f in model.ir.functions.values())):
+        look(body, set())
 
 
 def agree(what: str, expected: np.ndarray, found: np.ndarray, within: check.Tolerance) -> None:

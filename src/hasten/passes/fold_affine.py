@@ -3,6 +3,9 @@
 y = a (W u + b) + c, with a and c constant per output channel, is (a W) u + (a b + c). Frameworks write biases and scales in this way (Keras' bias
 of a convolution is an Add); the runtimes and the quantizer know them only as part of the layer. Computed in float64, stored in the weights' type.
 
+Branches, loops' bodies and local functions are treated like the main graph; a function's values have no shapes, so a MatMul stays whose rows nothing
+tells.
+
 When: for Keras exports, whose biases are Adds, and for models with scales of their own behind a layer.
 Cost: nothing at run time; no data. The scale is then no weight of its own that could be trained.
 """
@@ -14,10 +17,11 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place
-from hasten.model import Model, Skip, Step, all_nodes
+from hasten.graph import Array, begin, constant, may_rewrite, settle, sole_consumer, take_place
+from hasten.model import Model, Skip, Step
 from hasten.own_operators import is_packed
-from hasten.passes.products import LAYERS, outputs_of
+from hasten.passes.products import LAYERS, outputs_of, rank
+from hasten.rewrite import Edit, graph_of, plain
 from hasten.task import BoundTask
 
 OPERATORS = ("Add", "Sub", "Mul", "Div")
@@ -33,7 +37,8 @@ def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> M
     edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
-    for node in [n for n in all_nodes(edited.graph) if n.op_type in OPERATORS and n.domain == ""]:
+    edit = Edit(edited)
+    for node in [n for n in edit.nodes() if n.op_type in OPERATORS and plain(n)]:
         layer, factor, term = _affine(node)
         if layer is None:
             continue
@@ -43,7 +48,7 @@ def fold_affine(model: Model, settings: FoldAffine, task: BoundTask | None) -> M
         assert factor is not None and term is not None
         if not may_rewrite(node):
             continue
-        absorb(node, layer, factor, term)
+        absorb(node, layer, factor, term, edit)
         changed += 1
     if changed:
         settle(edited)
@@ -56,7 +61,7 @@ def _affine(node: ir.Node) -> tuple[ir.Node | None, Array | None, Array | None]:
     which = 0 if constants[0] is None else 1
     value, number = node.inputs[which], constants[1 - which]
     layer = value.producer() if value is not None else None
-    if number is None or layer is None or layer.op_type not in LAYERS or layer.domain != "" or constant(layer.inputs[1]) is None:
+    if number is None or layer is None or layer.op_type not in LAYERS or not plain(layer) or constant(layer.inputs[1]) is None:
         return None, None, None
     if which == 1 and node.op_type == "Div":
         return None, None, None
@@ -75,13 +80,11 @@ def _affine(node: ir.Node) -> tuple[ir.Node | None, Array | None, Array | None]:
 
 def _per_channel(layer: ir.Node, number: Array, value: ir.Value | None) -> Array | None:
     """The constant as one number per output channel, None if it varies over another axis or makes the output larger."""
-    if value is None or value.shape is None:
+    axes = rank(value)
+    if axes is None or number.ndim > axes:
         return None
-    rank, axis = len(value.shape), 1 if layer.op_type.startswith("Conv") else len(value.shape) - 1
-    channels = outputs_of(layer)
-    if number.ndim > rank:
-        return None
-    full = number.reshape((1,) * (rank - number.ndim) + number.shape)
+    channels, axis = outputs_of(layer), 1 if layer.op_type.startswith("Conv") else axes - 1
+    full = number.reshape((1,) * (axes - number.ndim) + number.shape)
     if full.size not in (1, channels) or full.size != full.shape[axis]:
         return None
     return np.broadcast_to(full.ravel(), (channels,))
@@ -98,20 +101,18 @@ def refusal(node: ir.Node, layer: ir.Node) -> str:
     if layer.op_type == "MatMul" and (layer.inputs[1].shape is None or len(layer.inputs[1].shape) != 2):  # type: ignore[union-attr]
         return "the MatMul before it has weights that are not a matrix"
     rows_alone = layer.op_type == "MatMul" or (is_packed(layer) and layer.op_type.endswith("Gemm"))
-    if rows_alone and (layer.outputs[0].shape is None or len(layer.outputs[0].shape) != 2):
+    if rows_alone and rank(layer.outputs[0]) != 2:
         return f"the {layer.op_type} before it works on more than two axes{': it has no bias' if layer.op_type == 'MatMul' else ''}"
     return ""
 
 
-def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
+def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array, edit: Edit) -> None:
     """Let the layer compute `factor * y + term` per output channel (float64), in place of the node after it, which goes."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
     weight = constant(layer.inputs[1])
     bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
     assert weight is not None
     if is_packed(layer):
-        _absorb_in_scale(node, layer, factor, term)
+        _absorb_in_scale(node, layer, factor, term, edit)
         return
     old_bias = np.zeros(len(term)) if bias is None else np.asarray(bias, np.float64)
     if layer.op_type == "Gemm":
@@ -119,9 +120,9 @@ def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
     name = layer.inputs[1].name or "weight"  # type: ignore[union-attr]
     if np.any(factor != 1):
         layer.replace_input_with(
-            1, add_weight(graph, f"{name}_folded", _scaled(layer, np.asarray(weight, np.float64), factor).astype(weight.dtype))
+            1, edit.weight(layer, f"{name}_folded", _scaled(layer, np.asarray(weight, np.float64), factor).astype(weight.dtype))
         )
-    new_bias = add_weight(graph, f"{name}_bias", (old_bias * factor + term).astype(weight.dtype))
+    new_bias = edit.weight(layer, f"{name}_bias", (old_bias * factor + term).astype(weight.dtype))
     if layer.op_type == "MatMul":
         # A MatMul of matrices that gets a bias is a Gemm.
         layer.op_type = "Gemm"
@@ -130,19 +131,17 @@ def absorb(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
     layer.resize_inputs(3)
     layer.replace_input_with(2, new_bias)
     take_place(node.outputs[0], layer.outputs[0])
-    graph.remove(node, safe=True)
+    graph_of(node).remove(node, safe=True)
 
 
-def _absorb_in_scale(node: ir.Node, layer: ir.Node, factor: Array, term: Array) -> None:
+def _absorb_in_scale(node: ir.Node, layer: ir.Node, factor: Array, term: Array, edit: Edit) -> None:
     """The same for a layer with packed weights, which has a scale and a bias of its own."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
     scale, bias = (np.asarray(constant(v), np.float64) for v in layer.inputs[2:4])
     for index, array in ((2, scale * factor.reshape(scale.shape)), (3, bias * factor.reshape(bias.shape) + term.reshape(bias.shape))):
         name = layer.inputs[index].name or "weight"  # type: ignore[union-attr]
-        layer.replace_input_with(index, add_weight(graph, f"{name}_folded", array.astype(np.float32)))
+        layer.replace_input_with(index, edit.weight(layer, f"{name}_folded", array.astype(np.float32)))
     take_place(node.outputs[0], layer.outputs[0])
-    graph.remove(node, safe=True)
+    graph_of(node).remove(node, safe=True)
 
 
 def _scaled(layer: ir.Node, weight: Array, factor: Array) -> Array:

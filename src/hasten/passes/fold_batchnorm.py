@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph import begin, constant, may_rewrite, settle
-from hasten.model import Model, Skip, Step, all_nodes
+from hasten.model import Model, Skip, Step
 from hasten.own_operators import is_packed
 from hasten.passes.fold_affine import absorb, refusal
 from hasten.passes.products import LAYERS
+from hasten.rewrite import Edit, plain
 from hasten.task import BoundTask
 
 
@@ -32,7 +33,8 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
     edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
-    for norm in [n for n in all_nodes(edited.graph) if n.op_type == "BatchNormalization"]:
+    edit = Edit(edited)
+    for norm in [n for n in edit.nodes() if n.op_type == "BatchNormalization" and plain(n)]:
         before = norm.inputs[0].producer() if norm.inputs[0] is not None else None
         why = _refusal(norm, before)
         if before is None or why:
@@ -42,7 +44,7 @@ def fold_batchnorm(model: Model, settings: FoldBatchnorm, task: BoundTask | None
             continue
         gamma, beta, mean, variance = (np.asarray(constant(v), np.float64) for v in norm.inputs[1:5])
         factor = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-        absorb(norm, before, factor, beta - factor * mean)
+        absorb(norm, before, factor, beta - factor * mean, edit)
         changed += 1
     if changed:
         settle(edited)

@@ -26,10 +26,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place, unique_name
+from hasten.graph import begin, constant, may_rewrite, settle, sole_consumer, take_place
 from hasten.model import Model, Skip, Step
 from hasten.passes.fuse_operators import Found, as_values, between, ones, other_readers, rms_norm
 from hasten.passes.layout import View, layout, views
+from hasten.rewrite import Edit, graph_of
 from hasten.task import BoundTask
 
 DOMAIN, VERSION = "com.microsoft", 1
@@ -64,6 +65,7 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
     """Replace every attention and every sum with a layer norm in the main graph; those that do not fit are skipped, each with the reason."""
     edited = begin(model)
     graph = edited.graph
+    edit = Edit(edited)
     skipped: list[Skip] = []
     changed = 0
     masks: Masks = {}
@@ -76,7 +78,7 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
             continue
         if not may_rewrite(softmax):
             continue
-        _write_attention(graph, found, masks)
+        _write_attention(edit, found, masks)
         changed += 1
     for node in list(graph):
         norm = _norm(node)
@@ -88,7 +90,7 @@ def fuse_attention(model: Model, settings: FuseAttention, task: BoundTask | None
             continue
         if not may_rewrite(norm.root):
             continue
-        _write_skip_norm(graph, norm)
+        _write_skip_norm(edit, norm)
         changed += 1
     if changed:
         edited.opset_imports[DOMAIN] = VERSION
@@ -205,25 +207,27 @@ def _four(value: ir.Value) -> list[Size]:
 # --- what is written in its place
 
 
-def _write_attention(graph: ir.Graph, found: Attention, masks: Masks) -> None:
+def _write_attention(edit: Edit, found: Attention, masks: Masks) -> None:
     product, old, sizes = found.product, found.product.outputs[0], found.values.sizes
     assert old.shape is not None
     heads, channels = int(sizes["h"] or 0), int(sizes["d"] or 0)
-    inputs: list[ir.Value | None] = [_rows(graph, product, view) for view in (found.queries, found.keys, found.values)]
+    inputs: list[ir.Value | None] = [_rows(edit, product, view) for view in (found.queries, found.keys, found.values)]
     if found.bias is not None:
-        inputs += [None, None, _mask(graph, product, found, masks)]  # no bias of the projections, no padding mask
-    name = unique_name(graph, f"{product.name}_attention")
+        inputs += [None, None, _mask(edit, product, found, masks)]  # no bias of the projections, no padding mask
+    name = edit.unique(f"{product.name}_attention")
     node = ir.node("MultiHeadAttention", inputs, {"num_heads": heads, "scale": found.scale}, domain=DOMAIN, name=name)
     rows = node.outputs[0]
-    rows.name, rows.type = unique_name(graph, f"{old.name}_rows"), old.type
+    rows.name, rows.type = edit.unique(f"{old.name}_rows"), old.type
     rows.shape = ir.Shape([old.shape[0], old.shape[2], heads * channels])
-    graph.insert_before(product, node)
-    if not _joined(graph, rows, old):
-        parted = _node(graph, product, "Reshape", [rows, _int64(graph, [0, 0, heads, channels])], {}, [*rows.shape[:2], heads, channels])
-        take_place(old, _node(graph, product, "Transpose", [parted], {"perm": [0, 2, 1, 3]}, [*old.shape]))
+    graph_of(product).insert_before(product, node)
+    if not _joined(edit, rows, old):
+        parted = _node(
+            edit, product, "Reshape", [rows, _int64(edit, product, [0, 0, heads, channels])], {}, [*rows.shape[:2], heads, channels]
+        )
+        take_place(old, _node(edit, product, "Transpose", [parted], {"perm": [0, 2, 1, 3]}, [*old.shape]))
 
 
-def _joined(graph: ir.Graph, rows: ir.Value, old: ir.Value) -> bool:
+def _joined(edit: Edit, rows: ir.Value, old: ir.Value) -> bool:
     """Let the Transpose and Reshape that join the heads read the rows, in which they are joined already. False where something else is read."""
     turn = sole_consumer(old)
     if turn is None or turn.op_type != "Transpose" or turn.domain != "" or "perm" not in turn.attributes:
@@ -241,12 +245,12 @@ def _joined(graph: ir.Graph, rows: ir.Value, old: ir.Value) -> bool:
         return False
     assert rows.shape is not None
     if perm == (2, 0, 1, 3):
-        rows = _node(graph, turn, "Transpose", [rows], {"perm": [1, 0, 2]}, [rows.shape[1], rows.shape[0], rows.shape[2]])
+        rows = _node(edit, turn, "Transpose", [rows], {"perm": [1, 0, 2]}, [rows.shape[1], rows.shape[0], rows.shape[2]])
     join.replace_input_with(0, rows)
     return True
 
 
-def _rows(graph: ir.Graph, before: ir.Node, view: View) -> ir.Value:
+def _rows(edit: Edit, before: ir.Node, view: View) -> ir.Value:
     """The view as (batch, positions, heads · channels)."""
     value, order = view.value, _order(view)
     assert order is not None and value.shape is not None
@@ -257,16 +261,16 @@ def _rows(graph: ir.Graph, before: ir.Node, view: View) -> ir.Value:
     empty = [i for i in range(len(view.layout)) if i not in order]
     perm = [*order, *empty]
     if perm != sorted(perm):
-        value = _node(graph, before, "Transpose", [value], {"perm": perm}, [value.shape[i] for i in perm])
+        value = _node(edit, before, "Transpose", [value], {"perm": perm}, [value.shape[i] for i in perm])
     assert value.shape is not None
     if len(value.shape) == 3 and [len(view.layout[i]) for i in order] == [1, 1, 2]:
         return value  # [positions, batch, heads · channels], turned
     apart = [len(view.layout[i]) for i in order[:2]] == [1, 1]
     shape = [0, 0, width] if apart else [-1, sizes["s"], width]
-    return _node(graph, before, "Reshape", [value, _int64(graph, shape)], {}, [batch if apart else None, sizes["s"], width])
+    return _node(edit, before, "Reshape", [value, _int64(edit, before, shape)], {}, [batch if apart else None, sizes["s"], width])
 
 
-def _mask(graph: ir.Graph, before: ir.Node, found: Attention, masks: Masks) -> ir.Value:
+def _mask(edit: Edit, before: ir.Node, found: Attention, masks: Masks) -> ir.Value:
     """The mask, as large as the scores of one head at least; made once for all that share it."""
     mask, queries, keys = found.bias, found.queries.sizes["s"], found.keys.sizes["s"]
     assert mask is not None
@@ -277,30 +281,30 @@ def _mask(graph: ir.Graph, before: ir.Node, found: Attention, masks: Masks) -> i
     wide = [*shape[:2], *(full if d == 1 else d for d, full in zip(shape[2:], (queries, keys), strict=True))]
     made = mask
     if array is not None:
-        made = add_weight(graph, f"{mask.name}_wide", np.broadcast_to(array, [d for d in wide if isinstance(d, int)]))
+        made = edit.weight(before, f"{mask.name}_wide", np.broadcast_to(array, [d for d in wide if isinstance(d, int)]))
     else:
         if missing := 4 - len(mask.shape or ()):
-            made = _node(graph, before, "Unsqueeze", [made, _int64(graph, range(missing))], {}, shape)
+            made = _node(edit, before, "Unsqueeze", [made, _int64(edit, before, range(missing))], {}, shape)
         if wide != shape:
-            made = _node(graph, before, "Expand", [made, _int64(graph, [1, 1, *wide[2:]])], {}, wide)
+            made = _node(edit, before, "Expand", [made, _int64(edit, before, [1, 1, *wide[2:]])], {}, wide)
     masks[key] = made
     return made
 
 
 def _node(
-    graph: ir.Graph, before: ir.Node, operator: str, inputs: Sequence[ir.Value], attributes: dict[str, list[int]], shape: Sequence[Size]
+    edit: Edit, before: ir.Node, operator: str, inputs: Sequence[ir.Value], attributes: dict[str, list[int]], shape: Sequence[Size]
 ) -> ir.Value:
     """The output of a new node that stands before another one."""
-    name = unique_name(graph, f"{inputs[0].name}_{operator.lower()}")
+    name = edit.unique(f"{inputs[0].name}_{operator.lower()}")
     node = ir.node(operator, inputs, attributes, name=name)
     output = node.outputs[0]
-    output.name, output.type, output.shape = unique_name(graph, f"{name}_value"), inputs[0].type, ir.Shape(shape)
-    graph.insert_before(before, node)
+    output.name, output.type, output.shape = edit.unique(f"{name}_value"), inputs[0].type, ir.Shape(shape)
+    graph_of(before).insert_before(before, node)
     return output
 
 
-def _int64(graph: ir.Graph, numbers: Iterable[Size]) -> ir.Value:
-    return add_weight(graph, "sizes", np.array(list(numbers), np.int64))
+def _int64(edit: Edit, reader: ir.Node, numbers: Iterable[Size]) -> ir.Value:
+    return edit.weight(reader, "sizes", np.array(list(numbers), np.int64))
 
 
 # --- a sum and its norm
@@ -356,7 +360,7 @@ def _fits(value: ir.Value, x: ir.Value, rank: int) -> bool:
     return all(a == b or (rank == 3 and i == 0 and not isinstance(a, int) and not isinstance(b, int)) for i, (a, b) in enumerate(pairs))
 
 
-def _write_skip_norm(graph: ir.Graph, norm: Found) -> None:
+def _write_skip_norm(edit: Edit, norm: Found) -> None:
     total, old = norm.source, norm.root.outputs[0]
     add = total.producer()
     summands = _summands(add, total) if add is not None else None
@@ -365,15 +369,15 @@ def _write_skip_norm(graph: ir.Graph, norm: Found) -> None:
     read_again = total.is_graph_output() or any(use.node not in inside for use in total.uses())
     node = ir.node(
         SKIP[norm.operator],
-        [*summands, *as_values(graph, norm)],
+        [*summands, *as_values(edit, norm)],
         {"epsilon": norm.attributes["epsilon"]},
         domain=DOMAIN,
         num_outputs=4 if read_again else 1,
-        name=unique_name(graph, f"{norm.root.name}_skip"),
+        name=edit.unique(f"{norm.root.name}_skip"),
     )
-    graph.insert_before(norm.root, node)
+    graph_of(norm.root).insert_before(norm.root, node)
     for output, of in ((node.outputs[0], old), *(((node.outputs[3], total),) if read_again else ())):
-        output.name, output.type, output.shape = unique_name(graph, f"{of.name}_fused"), of.type, of.shape
+        output.name, output.type, output.shape = edit.unique(f"{of.name}_fused"), of.type, of.shape
         take_place(of, output)
     for unused in node.outputs[1:3]:
         unused.name = ""

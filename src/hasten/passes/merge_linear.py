@@ -16,10 +16,10 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import add_weight, begin, constant, may_rewrite, settle
-from hasten.model import Model, Skip, Step, all_nodes
-from hasten.passes.products import bias_of, inputs_of, outputs_of, own_weights, set_bias
-from hasten.rewrite import graph_of, only_reader, plain
+from hasten.graph import begin, constant, may_rewrite, settle
+from hasten.model import Model, Skip, Step
+from hasten.passes.products import bias_of, inputs_of, outputs_of, own_weights, rank, set_bias
+from hasten.rewrite import Edit, graph_of, only_reader, plain
 from hasten.task import BoundTask
 
 PRODUCTS = ("Gemm", "MatMul")
@@ -35,7 +35,8 @@ def merge_linear(model: Model, settings: MergeLinear, task: BoundTask | None) ->
     edited = begin(model)
     skipped: list[Skip] = []
     changed = 0
-    for second in [n for n in all_nodes(edited.graph) if n.op_type in (*PRODUCTS, "Conv") and plain(n)]:
+    edit = Edit(edited)
+    for second in [n for n in edit.nodes() if n.op_type in (*PRODUCTS, "Conv") and plain(n)]:
         while (first := _before(second)) is not None:
             apart, together = _products(first, second)
             if together >= apart:
@@ -43,7 +44,7 @@ def merge_linear(model: Model, settings: MergeLinear, task: BoundTask | None) ->
                 break
             if not may_rewrite(second):
                 break
-            _merge(first, second)
+            _merge(first, second, edit)
             changed += 1
     if changed:
         settle(edited)
@@ -61,8 +62,7 @@ def _before(second: ir.Node) -> ir.Node | None:
     if second.op_type == "Conv":
         return first if first.op_type == "Conv" and _pointwise(second) and first.attributes.get_int("group", 1) == 1 else None
     has_bias = len(first.inputs) > 2 and first.inputs[2] is not None
-    rows = value is not None and value.shape is not None and len(value.shape) == 2
-    return first if first.op_type in PRODUCTS and (rows or not has_bias) else None
+    return first if first.op_type in PRODUCTS and (rank(value) == 2 or not has_bias) else None
 
 
 def _pointwise(conv: ir.Node) -> bool:
@@ -80,10 +80,8 @@ def _products(first: ir.Node, second: ir.Node) -> tuple[int, int]:
     return k * m + m * n, k * n
 
 
-def _merge(first: ir.Node, second: ir.Node) -> None:
+def _merge(first: ir.Node, second: ir.Node, edit: Edit) -> None:
     """Let the second compute both; the first goes."""
-    graph = graph_of(second)
-    assert isinstance(graph, ir.Graph)
     dtype = np.asarray(constant(second.inputs[1])).dtype
     name = f"{first.inputs[1].name}_{second.inputs[1].name}"  # type: ignore[union-attr]
     one, two = _matrix(first), _matrix(second)
@@ -99,11 +97,11 @@ def _merge(first: ir.Node, second: ir.Node) -> None:
     else:
         for attribute in ("alpha", "transB"):
             second.attributes.pop(attribute, None)
-    second.replace_input_with(1, add_weight(graph, name, merged.astype(dtype)))
+    second.replace_input_with(1, edit.weight(second, name, merged.astype(dtype)))
     if np.any(bias) or len(second.inputs) > 2:
-        set_bias(second, bias)
+        set_bias(second, bias, edit)
     second.replace_input_with(0, first.inputs[0])
-    graph.remove(first, safe=True)
+    graph_of(first).remove(first, safe=True)
 
 
 def _matrix(layer: ir.Node) -> np.ndarray:

@@ -110,7 +110,7 @@ def origins(value: ir.Value | None, depth: int = DEPTH) -> Iterator[ir.Value]:
 
 
 def results(value: ir.Value, operators: Collection[str] = ARITHMETIC, depth: int = DEPTH) -> Iterator[ir.Node]:
-    """The node that makes the value, and all that arithmetic (or these operators of it) makes of it. The nearest first."""
+    """The node that makes the value, and all that arithmetic (or these operators of it) in the same graph makes of it. The nearest first."""
     node = value.producer()
     if node is None:
         return
@@ -123,4 +123,4 @@ def results(value: ir.Value, operators: Collection[str] = ARITHMETIC, depth: int
         yield node
         if depth > 0:
             readers = (use.node for use in node.outputs[0].uses())
-            todo += [(n, depth - 1) for n in readers if n.op_type in operators and n.domain == ""]
+            todo += [(n, depth - 1) for n in readers if n.op_type in operators and n.domain == "" and n.graph is node.graph]

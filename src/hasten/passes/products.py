@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, constant
-from hasten.rewrite import become, graph_of, only_reader, plain
+from hasten.graph import Array, constant
+from hasten.rewrite import Edit, become, only_reader, plain
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -17,13 +17,23 @@ def own_weights(layer: ir.Node) -> bool:
     if weight is None or constant(layer.inputs[0]) is not None or weight.dtype.kind != "f":
         return False
     if layer.op_type == "MatMul":
-        shape = layer.inputs[0].shape  # type: ignore[union-attr]
-        return weight.ndim == 2 and shape is not None and len(shape) > 1
+        return weight.ndim == 2 and (rank(layer.inputs[0]) or 0) > 1
     if layer.op_type == "Gemm" and layer.attributes.get_int("transA", 0) != 0:
         return False
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     number = constant(bias)
     return bias is None or (number is not None and number.size in (1, outputs_of(layer)) and (number.size,) == (number.shape[-1:] or (1,)))
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """How many axes a value has: of its shape, or, where that is unknown (in a local function it is), of the layer that makes it."""
+    if value is None or value.shape is not None:
+        return None if value is None or value.shape is None else len(value.shape)
+    layer = value.producer()
+    weight = constant(layer.inputs[1]) if layer is not None and layer.op_type in LAYERS and plain(layer) else None
+    if layer is None or weight is None:
+        return None
+    return rank(layer.inputs[0]) if layer.op_type == "MatMul" and weight.ndim == 2 else None if layer.op_type == "MatMul" else weight.ndim
 
 
 def inputs_of(layer: ir.Node) -> int:
@@ -84,12 +94,10 @@ def bias_of(layer: ir.Node) -> Array:
     return found * layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else found
 
 
-def set_bias(layer: ir.Node, bias: Array) -> None:
+def set_bias(layer: ir.Node, bias: Array, edit: Edit) -> None:
     """Give the layer this bias; a MatMul of rows becomes a Gemm, one of more axes has it in the Add behind it."""
-    graph = graph_of(layer)
-    assert isinstance(graph, ir.Graph)
     dtype = np.asarray(constant(layer.inputs[1])).dtype
-    value = add_weight(graph, f"{layer.inputs[1].name}_bias", bias.astype(dtype))  # type: ignore[union-attr]
+    value = edit.weight(layer, f"{layer.inputs[1].name}_bias", bias.astype(dtype))  # type: ignore[union-attr]
     add = bias_behind(layer)
     if add is not None:
         add.replace_input_with(next(i for i, v in enumerate(add.inputs) if constant(v) is not None), value)

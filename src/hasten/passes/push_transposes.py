@@ -3,6 +3,9 @@
 Frameworks that compute channels last (Keras, TensorFlow) leave a Transpose before and after every convolution. The numbers between two of them
 are only stored in another order, so an elementwise operator may run before the Transpose just as well as after it; what meets its inverse goes.
 
+Branches, loops' bodies and local functions are graphs of their own: a Transpose stays in the one it stands in. One that is pushed into a loop would
+run each time, and one that is pushed out of a branch would run where the branch is not taken.
+
 When: for models that were trained channels last (Keras, TensorFlow).
 Cost: nothing at run time; no data. If no Transpose would be saved, the graph stays as it was.
 """
@@ -16,8 +19,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from hasten.graph import Array, add_weight, begin, constant, may_rewrite, settle, sole_consumer, take_place, unique_name
+from hasten.graph import Array, begin, constant, may_rewrite, settle, sole_consumer, take_place
 from hasten.model import Model, Step
+from hasten.rewrite import Edit, graph_of, plain
 from hasten.task import BoundTask
 
 Perm = tuple[int, ...]
@@ -40,18 +44,21 @@ class PushTransposes:
 
 
 def push_transposes(model: Model, settings: PushTransposes, task: BoundTask | None) -> Model:
-    """Push, cancel, and permute the weights behind a flattening. If no Transpose would be saved, the graph stays as it was."""
+    """Push, cancel, and permute the weights behind a flattening. A graph in which no Transpose would be saved stays as it was; so does each graph
+    in it (branches, loops' bodies) and each function, apart from the others."""
     edited = begin(model)
     saved = 0
-    if any(_pushing(node) is not None for node in edited.graph):
+    for index in [i for i, graph in enumerate(Edit(edited).graphs()) if any(_pushing(node) is not None for node in graph)]:
         trial = edited.clone()
-        before = _moved(trial.graph)
-        while sum(_push(node) for node in list(trial.graph)):
+        edit = Edit(trial)
+        graph = list(edit.graphs())[index]
+        before = _moved(graph)
+        while sum(_push(node, edit) for node in list(graph)):
             continue
         settle(trial)
-        saved = before - _moved(trial.graph)
-        edited = trial if saved > 0 else edited
-    return model.then(edited, Step("push_transposes", dataclasses.asdict(settings), max(saved, 0)))
+        if (gain := before - _moved(graph)) > 0:
+            edited, saved = trial, saved + gain
+    return model.then(edited, Step("push_transposes", dataclasses.asdict(settings), saved))
 
 
 def _moved(graph: ir.Graph) -> int:
@@ -64,56 +71,56 @@ def _size(value: ir.Value | None) -> int:
     return math.prod(d for d in (value.shape or () if value is not None else ()) if isinstance(d, int))
 
 
-def _push(node: ir.Node) -> bool:
+def _push(node: ir.Node, edit: Edit) -> bool:
     """Let the node run before the Transposes that feed it, if its operator allows that. True if it did."""
     push = _pushing(node)
     if push is None or not may_rewrite(node):
         return False
-    push()
+    push(edit)
     return True
 
 
-def _pushing(node: ir.Node) -> Callable[[], None] | None:
+def _pushing(node: ir.Node) -> Callable[[Edit], None] | None:
     """What lets the node run before the Transposes that feed it, or makes one Transpose of two; None where that can't be."""
-    if node.graph is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
+    if node.graph is None or not plain(node) or not node.inputs or node.inputs[0] is None:
         return None
     if node.op_type == "Transpose":
-        return None if None in (_perm(node.inputs[0]), _perm(node.outputs[0])) else lambda: _merge(node)
+        return None if None in (_perm(node, 0), _own_perm(node)) else lambda edit: _merge(node)
     rule = RULES.get(node.op_type)
-    perms = {p for v in node.inputs if (p := _perm(v)) is not None} if rule is not None else set()
+    perms = {p for i in range(len(node.inputs)) if (p := _perm(node, i)) is not None} if rule is not None else set()
     adapt = rule(node, perms.pop()) if rule is not None and len(perms) == 1 else None
     if adapt is None:
         return None
 
-    def push() -> None:
-        after = adapt()
+    def push(edit: Edit) -> None:
+        after = adapt(edit)
         for output in list(node.outputs):
-            _transpose_output(node, output, after)
+            _transpose_output(node, output, after, edit)
 
     return push
 
 
-Adapt = Callable[[], Perm]
+Adapt = Callable[[Edit], Perm]
 """Lets a node read the Transposes' inputs and adapts it; gives the permutation that its output then needs."""
 
 # Each rule changes nothing: it gives what would, or None: not here.
 
 
 def _first_input(node: ir.Node, perm: Perm) -> Adapt | None:
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         _take_source(node, 0)
         return perm
 
-    return None if _perm(node.inputs[0]) is None else adapt
+    return None if _perm(node, 0) is None else adapt
 
 
 def _elementwise(node: ir.Node, perm: Perm) -> Adapt | None:
     """Constants are transposed at once; a computed input that broadcasts (a gate per channel) is transposed where it comes in, being small."""
-    large = max(_size(v) for v in node.inputs if _perm(v) is not None)
+    large = max(_size(v) for i, v in enumerate(node.inputs) if _perm(node, i) is not None)
     moved: dict[int, Array | None] = {}
     for i, value in enumerate(node.inputs):
         array = constant(value)
-        if value is None or _perm(value) is not None or (array is not None and array.size == 1 and array.ndim <= len(perm)):
+        if value is None or _perm(node, i) is not None or (array is not None and array.size == 1 and array.ndim <= len(perm)):
             continue
         if array is not None and array.ndim <= len(perm):
             moved[i] = array.reshape((1,) * (len(perm) - array.ndim) + array.shape).transpose(_inverse(perm))
@@ -122,15 +129,14 @@ def _elementwise(node: ir.Node, perm: Perm) -> Adapt | None:
         else:
             return None
 
-    def adapt() -> Perm:
-        graph = _graph(node)
+    def adapt(edit: Edit) -> Perm:
         for i, value in enumerate(node.inputs):
             if value is not None and i in moved:
                 array = moved[i]
                 node.replace_input_with(
-                    i, _transposed(graph, node, value, _inverse(perm)) if array is None else add_weight(graph, f"{value.name}_moved", array)
+                    i, _transposed(edit, node, value, _inverse(perm)) if array is None else edit.weight(node, f"{value.name}_moved", array)
                 )
-            elif _perm(value) is not None:
+            elif _perm(node, i) is not None:
                 _take_source(node, i)
         return perm
 
@@ -139,13 +145,13 @@ def _elementwise(node: ir.Node, perm: Perm) -> Adapt | None:
 
 def _reduction(node: ir.Node, perm: Perm) -> Adapt | None:
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if axes is None or axes.size == 0 or _perm(node.inputs[0]) is None:
+    if axes is None or axes.size == 0 or _perm(node, 0) is None:
         return None
     moved = sorted(perm[int(a)] for a in axes.ravel())
 
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         _take_source(node, 0)
-        node.replace_input_with(1, add_weight(_graph(node), f"{node.name or node.op_type}_axes", np.array(moved, np.int64)))
+        node.replace_input_with(1, edit.weight(node, f"{node.name or node.op_type}_axes", np.array(moved, np.int64)))
         if node.attributes.get_int("keepdims", 1):
             return perm
         left = [p for i, p in enumerate(perm) if p not in moved]
@@ -155,17 +161,17 @@ def _reduction(node: ir.Node, perm: Perm) -> Adapt | None:
 
 
 def _concat(node: ir.Node, perm: Perm) -> Adapt | None:
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         for i in range(len(node.inputs)):
             _take_source(node, i)
         node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes["axis"].as_int()])
         return perm
 
-    return None if any(_perm(v) is None for v in node.inputs) else adapt
+    return None if any(_perm(node, i) is None for i in range(len(node.inputs))) else adapt
 
 
 def _split(node: ir.Node, perm: Perm) -> Adapt | None:
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         _take_source(node, 0)
         node.attributes["axis"] = ir.AttrInt64("axis", perm[node.attributes.get_int("axis", 0)])
         return perm
@@ -179,9 +185,9 @@ def _pad(node: ir.Node, perm: Perm) -> Adapt | None:
         return None
     moved = pads.reshape(2, -1)[:, list(_inverse(perm))].ravel()
 
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         _take_source(node, 0)
-        node.replace_input_with(1, add_weight(_graph(node), f"{node.name or 'Pad'}_pads", moved))
+        node.replace_input_with(1, edit.weight(node, f"{node.name or 'Pad'}_pads", moved))
         return perm
 
     return adapt
@@ -192,7 +198,13 @@ def _flatten(node: ir.Node, perm: Perm) -> Adapt | None:
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
     product = sole_consumer(output)
-    if perm[0] != 0 or product is None or product.op_type not in ("MatMul", "Gemm") or product.inputs[0] is not output:
+    if (
+        perm[0] != 0
+        or product is None
+        or product.op_type not in ("MatMul", "Gemm")
+        or product.inputs[0] is not output
+        or not plain(product)
+    ):
         return None
     weight = constant(product.inputs[1])
     shape = list(source.shape or ())[1:]
@@ -206,9 +218,9 @@ def _flatten(node: ir.Node, perm: Perm) -> Adapt | None:
     order = np.arange(rows.shape[0]).reshape(sizes).transpose([p - 1 for p in _inverse(perm)[1:]]).ravel()
     moved = rows[order].T if transposed else rows[order]
 
-    def adapt() -> Perm:
+    def adapt(edit: Edit) -> Perm:
         _take_source(node, 0)
-        product.replace_input_with(1, add_weight(_graph(node), f"{product.inputs[1].name}_moved", moved))  # type: ignore[union-attr]
+        product.replace_input_with(1, edit.weight(product, f"{product.inputs[1].name}_moved", moved))  # type: ignore[union-attr]
         return (0, 1)
 
     return adapt
@@ -229,7 +241,7 @@ RULES: dict[str, Callable[[ir.Node, Perm], Adapt | None]] = {
 
 def _merge(node: ir.Node) -> None:
     """Two Transposes in a row are one, or none."""
-    first, second = _perm(node.inputs[0]), _perm(node.outputs[0])
+    first, second = _perm(node, 0), _own_perm(node)
     assert first is not None and second is not None
     merged = tuple(first[p] for p in second)
     _take_source(node, 0)
@@ -242,19 +254,22 @@ def _merge(node: ir.Node) -> None:
         node.attributes.clear()
     else:
         take_place(output, source)
-        _graph(node).remove(node, safe=True)
+        graph_of(node).remove(node, safe=True)
 
 
-def _perm(value: ir.Value | None) -> Perm | None:
-    """The permutation of the Transpose that makes the value, None if another node does."""
-    node = value.producer() if value is not None else None
-    if (
-        node is None
-        or node.op_type != "Transpose"
-        or node.domain != ""
-        or "perm" not in node.attributes
-        or constant(node.inputs[0]) is not None
-    ):
+def _perm(node: ir.Node, index: int) -> Perm | None:
+    """The permutation of the Transpose in the node's own graph that makes this input, None if anything else does.
+
+    From around a loop's body nothing is pushed into it: there it would run once, in the body each time.
+    """
+    value = node.inputs[index]
+    before = value.producer() if value is not None else None
+    return None if before is None or before.graph is not node.graph else _own_perm(before)
+
+
+def _own_perm(node: ir.Node) -> Perm | None:
+    """The permutation, None where the node is no Transpose of something computed."""
+    if node.op_type != "Transpose" or not plain(node) or "perm" not in node.attributes or constant(node.inputs[0]) is not None:
         return None
     return tuple(node.attributes["perm"].as_ints())
 
@@ -272,34 +287,29 @@ def _take_source(node: ir.Node, index: int) -> None:
     node.replace_input_with(index, producer.inputs[0])
 
 
-def _transpose_output(node: ir.Node, output: ir.Value, perm: Perm) -> None:
+def _transpose_output(node: ir.Node, output: ir.Value, perm: Perm, edit: Edit) -> None:
     """Put the Transpose behind the node; it takes over the output's readers, and its name where the graph's caller knows it."""
     if perm == tuple(range(len(perm))):
         return
-    graph, shape, name = _graph(node), output.shape, output.name
-    new = _transposed(graph, None, output, perm)
+    shape, name = output.shape, output.name
+    new = _transposed(edit, None, output, perm)
     new.shape = shape
     after = new.producer()
     assert after is not None
-    graph.insert_after(node, after)
+    graph_of(node).insert_after(node, after)
     take_place(output, new)
     after.replace_input_with(0, output)
     output.shape = None if shape is None else ir.Shape([shape[i] for i in _inverse(perm)])
-    output.name = output.name or unique_name(graph, f"{name}_moved")
+    output.name = output.name or edit.unique(f"{name}_moved")
 
 
-def _transposed(graph: ir.Graph, before: ir.Node | None, value: ir.Value, perm: Perm) -> ir.Value:
+def _transposed(edit: Edit, before: ir.Node | None, value: ir.Value, perm: Perm) -> ir.Value:
     """The value through a new Transpose, which is placed before that node, or left to the caller to place."""
-    node = ir.node("Transpose", [value], {"perm": list(perm)}, name=unique_name(graph, f"{value.name}_order"))
+    node = ir.node("Transpose", [value], {"perm": list(perm)}, name=edit.unique(f"{value.name}_order"))
     new = node.outputs[0]
-    new.name = unique_name(graph, f"{value.name}_ordered")
+    new.name = edit.unique(f"{value.name}_ordered")
     new.type = None if value.dtype is None else ir.TensorType(value.dtype)
     new.shape = None if value.shape is None else ir.Shape([value.shape[i] for i in perm])
     if before is not None:
-        graph.insert_before(before, node)
+        graph_of(before).insert_before(before, node)
     return new
-
-
-def _graph(node: ir.Node) -> ir.Graph:
-    assert isinstance(node.graph, ir.Graph)
-    return node.graph
