@@ -198,7 +198,7 @@ void peak_u8s8_avx2(const void *arguments, const void *const *in, void *out, Sha
 #pragma GCC unroll 1
     for (int64_t r = 0; r < k.rounds; r++) {
 #pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(_mm256_xor_si256(x, s[i]), w));
+        for (int i = 0; i < 12; i++) s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(s[i], w));
     }
 #pragma GCC unroll 12
     for (int i = 1; i < 12; i++) s[0] = _mm256_xor_si256(s[0], s[i]);
