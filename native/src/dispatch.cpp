@@ -12,37 +12,45 @@ const Row TABLE[] = {
 #undef KERNEL
 };
 
+constexpr Isa LEVELS[] = {SCALAR, AVX2, AVX2VNNI, AVX512VNNI};
 constexpr const char *NAMES[] = {"scalar", "avx2", "avx2vnni", "avx512vnni"};
 
-Isa processor() {
+bool supported(Isa isa) {
+    switch (isa) {
 #if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-#ifdef HASTEN_HAVE_AVX512VNNI
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
-        return AVX512VNNI;
-#endif
 #ifdef HASTEN_HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
 #ifdef HASTEN_HAVE_AVX2VNNI
-        if (__builtin_cpu_supports("avxvnni")) return AVX2VNNI;
+        case AVX2VNNI: return supported(AVX2) && __builtin_cpu_supports("avxvnni");
 #endif
-        return AVX2;
+#ifdef HASTEN_HAVE_AVX512VNNI
+        case AVX512VNNI:
+            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+#endif
+#endif
+        default: return isa == SCALAR;
     }
-#endif
-#endif
-    return SCALAR;
 }
 
 }  // namespace
 
 const char *name(Isa isa) { return NAMES[isa]; }
 
+bool runs(Isa isa) {
+    static const bool known[] = {supported(SCALAR), supported(AVX2), supported(AVX2VNNI), supported(AVX512VNNI)};
+    return known[isa];
+}
+
 Isa level() {
-    const Isa most = processor();
-    if (const char *wish = std::getenv("HASTEN_ISA"))
-        for (int i = 0; i <= most; i++)
-            if (std::strcmp(wish, NAMES[i]) == 0) return static_cast<Isa>(i);
+    Isa most = SCALAR;
+    const char *wish = std::getenv("HASTEN_ISA");
+    for (const Isa isa : LEVELS) {
+        if (!runs(isa)) continue;
+        if (wish && std::strcmp(wish, NAMES[isa]) == 0) return isa;
+        most = isa;
+    }
     return most;
 }
 
@@ -54,7 +62,7 @@ const Row *rows(int *count) {
 const Row *best(Operator op, const char *types, Isa at_most) {
     const Row *found = nullptr;
     for (const Row &row : TABLE)
-        if (row.op == op && std::strcmp(row.types, types) == 0 && row.isa <= at_most && (!found || row.isa > found->isa)) found = &row;
+        if (row.op == op && std::strcmp(row.types, types) == 0 && row.isa <= at_most && runs(row.isa) && (!found || row.isa > found->isa)) found = &row;
     return found;
 }
 

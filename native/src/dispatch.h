@@ -5,7 +5,10 @@
 
 namespace hasten {
 
-// The processor's level, or the lower one that HASTEN_ISA asks for.
+// Whether this build has the level and this processor runs it. They are no chain: some processors have AVX-512 and not AVX-VNNI.
+bool runs(Isa isa);
+
+// The highest level that runs, or the one that HASTEN_ISA asks for, if it runs.
 Isa level();
 const char *name(Isa isa);
 
@@ -22,7 +25,7 @@ struct Row {
 // The whole table, and its length.
 const Row *rows(int *count);
 
-// The best row for an operator at a level; never null, for every operator has a scalar row.
+// The best row for an operator at a level, of those that run; never null, for every operator has a scalar row.
 const Row *best(Operator op, const char *types, Isa at_most);
 
 }  // namespace hasten

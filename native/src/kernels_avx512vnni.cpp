@@ -190,10 +190,10 @@ template <int Q, int V, End END>
     const auto other = [&](int v, int q) { return widen(r + q * k.r.pixel + n + 16 * v, channels_left(channels, 16 * v)); };
     const Packed packed(0, k.add.lo, k.add.hi);
     if (fixed) {
-        const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo), hi = _mm512_set1_epi32(k.hi);
+        const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo - k.zero), hi = _mm512_set1_epi32(k.hi - k.zero);
         const auto whole = [&](int v, int q) {
-            const Vec code = _mm512_add_epi32(of(v).multiply_fixed(sums[v][q]), zero);
-            return sum.fixed(_mm512_min_epi32(_mm512_max_epi32(code, lo), hi), other(v, q));
+            const Vec code = _mm512_min_epi32(_mm512_max_epi32(of(v).multiply_fixed(sums[v][q]), lo), hi);
+            return sum.fixed(_mm512_add_epi32(code, zero), other(v, q));
         };
         store_codes<Q, V>(whole, packed, y, k.y.pixel, channels);
     } else {
@@ -454,13 +454,13 @@ void pool_u8_avx512vnni(const void *arguments, const void *const *in, void *out,
                 shifts[i] = static_cast<uint8_t>(k.shift);
             }
             const ToCodes to_codes(k.fixed != 0, scales, factors, shifts, 0);
-            const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo), hi = _mm512_set1_epi32(k.hi);
+            const Vec zero = _mm512_set1_epi32(k.zero), lo = _mm512_set1_epi32(k.lo - k.zero), hi = _mm512_set1_epi32(k.hi - k.zero);
             for (int n = 0; n < k.c; n += 16) {
                 const __mmask16 mask = channels_left(k.c, n);
                 Vec sum = _mm512_set1_epi32(-inside * k.x_zero);
                 for (int i = first; i < last; i++)
                     for (int j = begin; j < end; j++) sum = _mm512_add_epi32(sum, widen(x + i * k.x.row + j * k.x.pixel + n, mask));
-                const Vec code = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(to_codes.whole<false>(sum), zero), lo), hi);
+                const Vec code = _mm512_add_epi32(_mm512_min_epi32(_mm512_max_epi32(to_codes.whole<false>(sum), lo), hi), zero);
                 _mm_mask_storeu_epi8(to + n, mask, _mm512_cvtepi32_epi8(code));
             }
         }
@@ -509,6 +509,7 @@ void quantize_f32u8_avx512vnni(const void *arguments, const void *const *in, voi
                 const __mmask16 mask = channels_left(k.c, n);
                 _mm_mask_storeu_epi8(to + n, mask, _mm512_cvtepi32_epi8(codes(x + n, mask)));
             }
+            for (ptrdiff_t n = k.c; k.widen && n < k.y.pixel; n++) to[n] = static_cast<uint8_t>(k.zero);
         } else if (k.c == 1 && k.y.pixel == 1) {
             for (int q = 0; q < k.w; q += 16) {
                 const __mmask16 mask = channels_left(k.w, q);

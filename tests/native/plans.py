@@ -1,0 +1,59 @@
+"""Plans for the engine's tests in C++ (native/tests/engine_test.cpp): `python -m tests.native.plans FOLDER` writes them."""
+
+import sys
+from pathlib import Path
+
+from hasten.lower import lower
+from tests.lower.quantized import Net
+
+
+def small():
+    """Every kind of op on little data: what is damaged byte by byte."""
+    net = Net(3, 3, 6, 5)
+    x = net.conv(net.first, 8, 3, 1, 1, bounds="relu")
+    x = net.add(net.conv(x, 8, 3, 1, 1, group=8), x)
+    x = net.concat(net.conv(x, 5, 1), net.conv(x, 8, 3, 1, 1))
+    x = net.activation(net.shortcut(net.pool(x, 2, 1), 15), "Sigmoid")
+    y = net.gemm(net.flat(net.pool(x, 2, 1, op="AveragePool")), 17, last=True)
+    return net.model(y)
+
+
+def image():
+    """An image comes out: codes are dequantized."""
+    net = Net(4, 2, 9, 7)
+    return net.model(net.conv(net.conv(net.first, 20, 3, 1, 1, bounds="relu"), 5, (1, 3)))
+
+
+def vector():
+    """Gemms alone, whose samples are computed together."""
+    net = Net(5, 50, 1, 1, vector=True)
+    return net.model(net.gemm(net.gemm(net.gemm(net.first, 130, "relu"), 33), 10, last=True))
+
+
+def shared():
+    """Enough work for a team on one sample."""
+    net = Net(6, 3, 33, 31)
+    x = net.conv(net.first, 40, 3, 1, 1, bounds="relu")
+    x = net.conv(net.add(net.conv(x, 40, 3, 1, 1), x), 40, 3, 2, 1, group=40)
+    return net.model(net.gemm(net.flat(net.mean(net.pool(x, 3, 2, 1))), 10, last=True))
+
+
+PLANS = {
+    "small": (small, "float"),
+    "small_fixed": (small, "fixed"),
+    "image": (image, "float"),
+    "vector": (vector, "float"),
+    "shared": (shared, "float"),
+    "shared_fixed": (shared, "fixed"),
+}
+
+
+def write(folder):
+    """Every plan as FOLDER/NAME.plan."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (made, requantize) in PLANS.items():
+        (folder / f"{name}.plan").write_bytes(lower(made(), requantize).to_bytes())
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
