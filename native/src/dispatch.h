@@ -12,7 +12,10 @@ bool runs(Isa isa);
 Isa level();
 const char *name(Isa isa);
 
-enum class Operator { CONV, DEPTHWISE, ADD, POOL, MAP, QUANTIZE, DEQUANTIZE, PEAK };
+enum class Operator {
+    CONV, DEPTHWISE, ADD, POOL, MAP, QUANTIZE, DEQUANTIZE, PEAK,  // on codes
+    ELEMENTWISE, REDUCE, NORM, SOFTMAX, ATTENTION, GATHER, CAST, ARRANGE  // on floats; CONV, DEPTHWISE, POOL and QUANTIZE, too, by their types
+};
 
 struct Row {
     Operator op;

@@ -91,7 +91,7 @@ struct hasten_model {
     Source source;
     Program program;
     std::unique_ptr<Team> team;
-    std::vector<Aligned> arenas;  // one for each thread
+    std::vector<Aligned> arenas, scratch;  // one for each thread
     int threads = 1, max_batch = 1, together = 1;
     bool shares_samples = false;  // whether one sample is worth sharing
     size_t arena_bytes = 0;       // of one thread
@@ -116,7 +116,8 @@ struct hasten_model {
 
 private:
     unsigned char *place(const Tensor &t, unsigned char *arena, int32_t first, int32_t sample) const;
-    void steps(unsigned char *arena, int32_t first, int32_t samples, int thread, int team);
+    void steps(int arena, int32_t first, int32_t samples, int thread, int members);
+    void check_numbers() const;
     void fill_halo(const Tensor &t, unsigned char *origin, int begin, int end) const;
     static void all_together(void *self, int thread);
     static void each_its_own(void *self, int thread);
@@ -137,6 +138,7 @@ void hasten_model::prepare(const hasten_options *options) {
     for (int i = 0; i < threads; i++) {
         arenas.emplace_back(arena_bytes);
         std::memset(arenas.back().data, 0, arena_bytes);
+        scratch.emplace_back(program.scratch + 64);
     }
     if (threads > 1) team = std::make_unique<Team>(threads);
 }
@@ -145,12 +147,14 @@ unsigned char *hasten_model::place(const Tensor &t, unsigned char *arena, int32_
     switch (static_cast<Place>(t.place)) {
         case Place::INPUT: return static_cast<unsigned char *>(const_cast<void *>(inputs[t.port])) + size_t(first + sample) * t.bytes;
         case Place::OUTPUT: return static_cast<unsigned char *>(outputs[t.port]) + size_t(first + sample) * t.bytes;
-        default: return arena + t.offset * size_t(together) + size_t(sample) * t.bytes + (t.type == HASTEN_F32 ? 4 : 1) * size_t(t.origin);
+        default: return arena + t.offset * size_t(together) + size_t(sample) * t.bytes + (t.type == HASTEN_U8 ? 1 : 4) * size_t(t.origin);
     }
 }
 
 // Run all steps for `samples` samples from `first` on, as one of a team that works on the same arena.
-void hasten_model::steps(unsigned char *arena, int32_t first, int32_t samples, int thread, int members) {
+void hasten_model::steps(int number, int32_t first, int32_t samples, int thread, int members) {
+    unsigned char *const arena = arenas[size_t(number)].data;
+    const void *const own = scratch[size_t(members > 1 ? thread : number)].data;
     using Clock = std::chrono::steady_clock;
     const bool timed = seconds && thread == 0;
     Clock::time_point begun = timed ? Clock::now() : Clock::time_point();
@@ -161,19 +165,24 @@ void hasten_model::steps(unsigned char *arena, int32_t first, int32_t samples, i
         const int begin = int(int64_t{parts} * thread / members), end = int(int64_t{parts} * (thread + 1) / members);
         const Share share = step.by_blocks ? Share{0, step.rows, begin, end} : Share{begin, end, 0, step.blocks};
         const auto call = [&](const void *arguments, int32_t sample) {
-            const void *in[2] = {nullptr, nullptr};
-            for (int i = 0; i < 2; i++)
+            const void *in[SCRATCH + 1] = {nullptr, nullptr, nullptr, nullptr, own};
+            for (int i = 0; i < MAX_INPUTS; i++)
                 if (step.in[i] >= 0) in[i] = place(program.tensors[size_t(step.in[i])], arena, first, sample);
             step.kernel(arguments, in, place(y, arena, first, sample), share);
         };
         if (begin < end) {
-            if (step.matrix && samples > 1) {  // one row whose pixels are the samples
-                Conv row = step.conv;
+            const auto as_row = [&](auto row) {  // one row whose pixels are the samples
+                const auto apart = [&](int32_t t) {
+                    const Tensor &of = program.tensors[size_t(t)];
+                    return ptrdiff_t(of.bytes / (of.type == HASTEN_F32 ? 4 : 1));
+                };
                 row.w = samples;
-                row.x.pixel = ptrdiff_t(program.tensors[size_t(step.in[0])].bytes);
-                row.y.pixel = ptrdiff_t(y.bytes / (y.type == HASTEN_F32 ? 4 : 1));
-                if (step.in[1] >= 0) row.r.pixel = ptrdiff_t(program.tensors[size_t(step.in[1])].bytes);
+                row.x.pixel = apart(step.in[0]), row.y.pixel = apart(step.out);
+                if (step.in[1] >= 0) row.r.pixel = apart(step.in[1]);
                 call(&row, 0);
+            };
+            if (step.matrix && samples > 1) {
+                step.kind == Kind::CONV ? as_row(step.conv) : as_row(step.conv_f32);
             } else {
                 for (int32_t sample = 0; sample < samples; sample++) call(&step.conv, sample);
             }
@@ -189,6 +198,19 @@ void hasten_model::steps(unsigned char *arena, int32_t first, int32_t samples, i
             seconds[i] += std::chrono::duration<double>(now - begun).count();
             begun = now;
         }
+    }
+}
+
+// Numbers that name rows of a table must name some that are there.
+void hasten_model::check_numbers() const {
+    for (const size_t at : program.gather_at) {
+        const Step &step = program.steps[at];
+        const Tensor &t = program.tensors[size_t(step.in[0])];
+        const int64_t *numbers = static_cast<const int64_t *>(inputs[t.port]), rows = step.gather.rows;
+        for (int64_t i = 0; i < int64_t{batch} * t.c; i++)
+            if (numbers[i] < -rows || numbers[i] >= rows)
+                throw Failure{HASTEN_BAD_ARGUMENT, "input '" + program.names[t.port] + "' has the number " + std::to_string(numbers[i]) +
+                                                       ", the table behind it has " + std::to_string(rows) + " rows"};
     }
 }
 
@@ -209,7 +231,7 @@ void hasten_model::fill_halo(const Tensor &t, unsigned char *origin, int begin, 
 
 void hasten_model::all_together(void *self, int thread) {
     hasten_model &m = *static_cast<hasten_model *>(self);
-    for (int32_t i = 0; i < m.batch; i++) m.steps(m.arenas[0].data, i, 1, thread, m.threads);
+    for (int32_t i = 0; i < m.batch; i++) m.steps(0, i, 1, thread, m.threads);
 }
 
 void hasten_model::each_its_own(void *self, int thread) {
@@ -219,16 +241,17 @@ void hasten_model::each_its_own(void *self, int thread) {
     for (;;) {
         const int32_t first = m.next.fetch_add(some, std::memory_order_relaxed);
         if (first >= m.batch) return;
-        m.steps(m.arenas[size_t(thread)].data, first, std::min(some, m.batch - first), 0, 1);
+        m.steps(thread, first, std::min(some, m.batch - first), 0, 1);
     }
 }
 
 void hasten_model::run(const void *const *in, void *const *out, int32_t samples) {
     const std::lock_guard<std::mutex> lock(busy);
     inputs = in, outputs = out, batch = samples;
+    check_numbers();
     const bool alone = threads == 1 || team->lost() || program.work * samples < SHARED_WORK;
     if (alone) {
-        for (int32_t first = 0; first < samples; first += together) steps(arenas[0].data, first, std::min(together, samples - first), 0, 1);
+        for (int32_t first = 0; first < samples; first += together) steps(0, first, std::min(together, samples - first), 0, 1);
     } else if (shares_samples && samples < 2 * threads && samples % threads != 0) {
         team->run(all_together, this);
     } else {
@@ -239,9 +262,11 @@ void hasten_model::run(const void *const *in, void *const *out, int32_t samples)
 
 void hasten_model::profile(const void *const *in, void *const *out, int32_t samples, double *spent) {
     const std::lock_guard<std::mutex> lock(busy);
-    inputs = in, outputs = out, batch = samples, seconds = spent;
+    inputs = in, outputs = out, batch = samples;
+    check_numbers();
+    seconds = spent;
     if (threads == 1 || team->lost())
-        for (int32_t i = 0; i < samples; i++) steps(arenas[0].data, i, 1, 0, 1);
+        for (int32_t i = 0; i < samples; i++) steps(0, i, 1, 0, 1);
     else
         team->run(all_together, this);
     seconds = nullptr;

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "vector_avx512.h"
 
 namespace hasten {
 namespace {
@@ -169,13 +170,28 @@ template <int Q, int V, End END>
     const bool fixed = END == ANY && (k.finish == CODES_FIXED || k.finish == VALUES_FIXED);
     const ToCodes first(fixed, k.scale, k.factor, k.shift, n), second(fixed, k.scale, k.factor, k.shift, n + 16 * (V - 1));
     const auto of = [&](int v) -> const ToCodes & { return v ? second : first; };
-    if (END == ANY && (k.finish == VALUES || k.finish == VALUES_FIXED)) {
+    if (END == ANY && k.finish == VALUES_FIXED) {
         float *y = static_cast<float *>(out) + at;
+        for (int v = 0; v < V; v++)
+            for (int q = 0; q < Q; q++)
+                _mm512_mask_storeu_ps(y + q * k.y.pixel + 16 * v, channels_left(channels, 16 * v),
+                                      _mm512_mul_ps(_mm512_cvtepi32_ps(of(v).multiply_fixed(sums[v][q])), _mm512_set1_ps(k.unit)));
+        return;
+    }
+    if (END == ANY && (k.finish == VALUES || k.finish == VALUE_CODES)) {
+        const float *residual = reinterpret_cast<const float *>(r);
+        const ToCodes16 quantized(k.zero, k.lo, k.hi);
         for (int v = 0; v < V; v++) {
+            const int channel = n + 16 * v;
+            const __mmask16 mask = channels_left(k.c, channel);
             for (int q = 0; q < Q; q++) {
-                const __m512 value = fixed ? _mm512_mul_ps(_mm512_cvtepi32_ps(of(v).multiply_fixed(sums[v][q])), _mm512_set1_ps(k.unit))
-                                           : _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v][q]), of(v).scale);
-                _mm512_mask_storeu_ps(y + q * k.y.pixel + 16 * v, channels_left(channels, 16 * v), value);
+                const Floats product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v][q]), of(v).scale);
+                const Floats value = end16(k.end, product, channel, residual ? residual + q * k.r.pixel + channel : residual, mask);
+                if (k.finish == VALUES)
+                    _mm512_mask_storeu_ps(static_cast<float *>(out) + at + q * k.y.pixel + 16 * v, mask, value);
+                else
+                    _mm_mask_storeu_epi8(static_cast<uint8_t *>(out) + at + q * k.y.pixel + 16 * v, mask,
+                                         quantized(value, _mm512_loadu_ps(k.step + channel)));
             }
         }
         return;
@@ -275,7 +291,8 @@ inline void blocks_of_row(const Conv &k, const uint8_t *x, const uint8_t *r, voi
     const int widest = blocks == 2 ? WIDE : NARROW, tiles = (k.w + widest - 1) / widest;
     for (int t = 0, q = 0; t < tiles; t++) {
         const int pixels = (k.w - q) / (tiles - t);
-        of_width[pixels](k, x + row * k.x.row + q * k.x.pixel, block * 16, r ? r + row * k.r.row + q * k.r.pixel : r, y,
+        const ptrdiff_t beside = (row * k.r.row + q * k.r.pixel) * (k.end.residual ? 4 : 1);
+        of_width[pixels](k, x + row * k.x.row + q * k.x.pixel, block * 16, r ? r + beside : r, y,
                          row * k.y.row + q * k.y.pixel + block * 16);
         q += pixels;
     }
@@ -291,7 +308,7 @@ void conv_u8s8_avx512vnni(const void *arguments, const void *const *in, void *ou
         const uint8_t *from = x + share.row * k.x.row;
         for (int block = share.block; block < share.block_end;) {
             const int blocks = share.block_end - block < 8 ? share.block_end - block : 8;
-            ONE_PIXEL[blocks](k, from, block * 16, r ? r + share.row * k.r.row : r, out, share.row * k.y.row + block * 16);
+            ONE_PIXEL[blocks](k, from, block * 16, r ? r + share.row * k.r.row * (k.end.residual ? 4 : 1) : r, out, share.row * k.y.row + block * 16);
             block += blocks;
         }
         return;

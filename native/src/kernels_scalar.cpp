@@ -1,6 +1,7 @@
 // The reference: what every faster kernel is compared with, and what a processor without vector instructions runs. Written to be read.
 #include <math.h>
 
+#include "activate.h"
 #include "kernels.h"
 
 namespace hasten {
@@ -37,9 +38,16 @@ uint8_t add(uint8_t a, uint8_t b, const Residual &s, bool fixed) {
 // Sums wrap like the vector units' do; what is stored never needs more than 32 bits.
 int32_t plus(int32_t sum, int32_t product) { return static_cast<int32_t>(static_cast<uint32_t>(sum) + static_cast<uint32_t>(product)); }
 
-void store(const Conv &k, int32_t sum, int n, const uint8_t *r, void *y) {
-    if (k.finish == VALUES) {
-        *static_cast<float *>(y) = static_cast<float>(sum) * k.scale[n];
+void store(const Conv &k, int32_t sum, int n, const void *residual, void *y) {
+    if (k.finish == VALUES || k.finish == VALUE_CODES) {
+        float value = static_cast<float>(sum) * k.scale[n];
+        if (k.end.bias) value += k.end.bias[n];
+        if (k.end.residual) value += *static_cast<const float *>(residual);
+        value = activate(k.end.activation, value, k.end.a, k.end.b);
+        if (k.finish == VALUES)
+            *static_cast<float *>(y) = value;
+        else
+            *static_cast<uint8_t *>(y) = quantize(value, k.step[n], k.zero, k.lo, k.hi);
         return;
     }
     if (k.finish == VALUES_FIXED) {
@@ -48,7 +56,10 @@ void store(const Conv &k, int32_t sum, int n, const uint8_t *r, void *y) {
     }
     const bool fixed = k.finish == CODES_FIXED;
     uint8_t code = fixed ? requantize_fixed(sum, k.factor[n], k.shift[n], k.zero, k.lo, k.hi) : requantize(sum, k.scale[n], k.zero, k.lo, k.hi);
-    if (k.add.present) code = k.add.swapped ? add(*r, code, k.add, fixed) : add(code, *r, k.add, fixed);
+    if (k.add.present) {
+        const uint8_t other = *static_cast<const uint8_t *>(residual);
+        code = k.add.swapped ? add(other, code, k.add, fixed) : add(code, other, k.add, fixed);
+    }
     *static_cast<uint8_t *>(y) = code;
 }
 
@@ -57,7 +68,8 @@ void store(const Conv &k, int32_t sum, int n, const uint8_t *r, void *y) {
 void conv_u8s8_scalar(const void *arguments, const void *const *in, void *out, Share share) {
     const Conv &k = *static_cast<const Conv *>(arguments);
     const uint8_t *x = static_cast<const uint8_t *>(in[0]);
-    const uint8_t *r = static_cast<const uint8_t *>(in[1]);
+    const char *r = static_cast<const char *>(in[1]);
+    const ptrdiff_t each = k.end.residual ? sizeof(float) : 1;
     const size_t size = k.finish == VALUES || k.finish == VALUES_FIXED ? sizeof(float) : 1;
     const int steps = k.segments * k.groups;
     for (int row = share.row; row < share.row_end; row++) {
@@ -72,7 +84,8 @@ void conv_u8s8_scalar(const void *arguments, const void *const *in, void *out, S
                         sum = plus(sum, four[0] * w[0] + four[1] * w[1] + four[2] * w[2] + four[3] * w[3]);
                     }
                 }
-                const uint8_t *residual = k.add.present ? r + row * k.r.row + q * k.r.pixel + n : nullptr;
+                const bool beside = k.add.present || k.end.residual;
+                const void *residual = beside ? r + (row * k.r.row + q * k.r.pixel + n) * each : nullptr;
                 store(k, sum, n, residual, static_cast<char *>(out) + (row * k.y.row + q * k.y.pixel + n) * static_cast<ptrdiff_t>(size));
             }
         }
@@ -163,15 +176,11 @@ void quantize_f32u8_scalar(const void *arguments, const void *const *in, void *o
     const Quantize &k = *static_cast<const Quantize *>(arguments);
     const float *x = static_cast<const float *>(in[0]);
     uint8_t *y = static_cast<uint8_t *>(out);
-    const float low = static_cast<float>(k.lo - k.zero), high = static_cast<float>(k.hi - k.zero);
     for (int row = share.row; row < share.row_end; row++) {
         for (int q = 0; q < k.w; q++) {
             uint8_t *to = y + row * k.y.row + q * k.y.pixel;
-            for (int n = 0; n < k.c; n++) {
-                float v = x[(static_cast<ptrdiff_t>(n) * k.h + row) * k.w + q] / k.scale;
-                v = v > low ? (v < high ? v : high) : low;  // NaN becomes low
-                to[n] = static_cast<uint8_t>(static_cast<int32_t>(rintf(v)) + k.zero);
-            }
+            for (int n = 0; n < k.c; n++)
+                to[n] = quantize(x[(static_cast<ptrdiff_t>(n) * k.h + row) * k.w + q], k.scale, k.zero, k.lo, k.hi);
             for (int n = k.c; k.widen && n < k.y.pixel; n++) to[n] = static_cast<uint8_t>(k.zero);
         }
     }

@@ -48,7 +48,7 @@ struct Blob {
     uint64_t at, bytes;  // from data_at; `at` is a multiple of 64
 };
 
-constexpr int MAX_INPUTS = 4, NUMBERS = 24, FLOATS = 8, BLOBS = 5;
+constexpr int MAX_INPUTS = 4, NUMBERS = 24, FLOATS = 8, BLOBS = 6;
 
 struct Op {
     uint32_t kind;
@@ -59,7 +59,7 @@ struct Op {
     uint32_t pad;
     Blob blob[BLOBS];
 };
-static_assert(sizeof(Op) == 240);
+static_assert(sizeof(Op) == 256);
 
 struct Port {
     uint64_t name_at, name_bytes;  // in the names
@@ -79,6 +79,19 @@ enum class Kind : uint32_t {
     AVERAGE_POOL = 6,
     MAP = 7,         // a code for a code, pixel by pixel: Slice, Pad, Concat, activations
     DEQUANTIZE = 8,  // codes -> float port, planar
+    // On floats:
+    CONV_F32 = 20,
+    DEPTHWISE_F32 = 21,
+    POOL_F32 = 22,
+    ELEMENTWISE = 23,
+    REDUCE = 24,
+    NORM = 25,
+    SOFTMAX = 26,
+    ATTENTION = 27,
+    GATHER = 28,
+    CAST = 29,
+    ARRANGE = 30,
+    QUANTIZE_PIXELS = 31,
 };
 
 }  // namespace hasten

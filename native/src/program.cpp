@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -67,6 +68,7 @@ public:
             what_ = "op " + std::to_string(i) + ": ";
             program_.steps.push_back(step(op));
             program_.work += program_.steps.back().work;
+            program_.scratch = std::max(program_.scratch, program_.steps.back().scratch);
         }
         for (uint32_t i = 0; i < program_.header.outputs; i++) must(written_[i], "no op writes output " + std::to_string(i));
         return std::move(program_);
@@ -130,12 +132,11 @@ private:
             check(t.top >= 0 && t.left >= 0 && t.bottom >= 0 && t.right >= 0 && t.fill >= 0 && t.fill <= 255, "its halo is negative");
             check(t.bytes < static_cast<uint64_t>(MOST), "it is too large");
             const int64_t elements = static_cast<int64_t>(t.bytes) / size;
+            const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + t.c;
+            check(t.origin - int64_t{t.top} * t.row - int64_t{t.left} * t.pixel >= 0 && last <= elements, "its pixels or halo reach beyond it");
             if (t.place == static_cast<uint32_t>(Place::ARENA)) {
                 check(t.offset % ALIGN == 0 && t.bytes % ALIGN == 0 && t.offset <= h.arena_bytes && t.bytes <= h.arena_bytes - t.offset,
                       "it reaches beyond the arena");
-                const int64_t first = t.origin - int64_t{t.top} * t.row - int64_t{t.left} * t.pixel;
-                const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + t.c;
-                check(first >= 0 && last <= elements, "its pixels or halo reach beyond it");
                 check(size == 1 || (t.top | t.left | t.bottom | t.right) == 0, "only codes have a halo");
             } else {
                 const bool input = t.place == static_cast<uint32_t>(Place::INPUT);
@@ -155,7 +156,8 @@ private:
         Step s;
         std::memset(static_cast<void *>(&s), 0, sizeof s);
         s.kind = static_cast<Kind>(op.kind);
-        s.in[0] = op.in[0], s.in[1] = op.in[1], s.out = op.out, s.halo = op.halo;
+        std::copy(op.in, op.in + MAX_INPUTS, s.in);
+        s.out = op.out, s.halo = op.halo;
         check(op.out >= 0 && static_cast<uint32_t>(op.out) < program_.header.tensors, "it writes no tensor");
         for (int i = 0; i < MAX_INPUTS; i++)
             check(op.in[i] >= -1 && (op.in[i] < 0 || static_cast<uint32_t>(op.in[i]) < program_.header.tensors), "it reads a tensor that is none");
@@ -173,6 +175,18 @@ private:
             case Kind::MAX_POOL: case Kind::AVERAGE_POOL: pool(op, s); break;
             case Kind::MAP: map(op, s); break;
             case Kind::DEQUANTIZE: dequantize(op, s); break;
+            case Kind::CONV_F32: conv_f32(op, s); break;
+            case Kind::DEPTHWISE_F32: depthwise_f32(op, s); break;
+            case Kind::POOL_F32: pool_f32(op, s); break;
+            case Kind::ELEMENTWISE: elementwise(op, s); break;
+            case Kind::REDUCE: reduce(op, s); break;
+            case Kind::NORM: norm(op, s); break;
+            case Kind::SOFTMAX: softmax(op, s); break;
+            case Kind::ATTENTION: attention(op, s); break;
+            case Kind::GATHER: gather(op, s); break;
+            case Kind::CAST: cast(op, s); break;
+            case Kind::ARRANGE: arrange(op, s); break;
+            case Kind::QUANTIZE_PIXELS: quantize_pixels(op, s); break;
             default: bad(what_ + "this engine does not know its kind " + std::to_string(op.kind));
         }
         s.kernel = s.row->kernel;
@@ -192,8 +206,9 @@ private:
         s.work = double(y.h) * y.w * y.c * 4 / 16;
     }
 
-    // p: stride h, stride w, segments, groups, finish, zero, lo, hi, then the residual's swapped, lo, hi, fa, fb, fc, shift.
-    // f: unit, then the residual's ra, rb, rc. blobs: segments (int32), weights, bias (int32), scale (float32) or factor (int32), shift (uint8).
+    // p: stride h, stride w, segments, groups, finish, zero, lo, hi, the residual's swapped, lo, hi, fa, fb, fc, shift; the end's activation.
+    // f: unit, the residual's ra, rb, rc; the end's a, b. blobs: segments (int32), weights, bias (int32), scale (float32) or factor (int32),
+    // shift (uint8) or the end's bias (float32), step (float32).
     void conv(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_U8), &y = at(op.out);
         arena(x);
@@ -203,12 +218,11 @@ private:
         k.h = y.h, k.w = y.w, k.c = y.c;
         k.segments = positive(op.p[2]), k.groups = positive(op.p[3]);
         k.finish = finish(op.p[4]);
-        const bool values = k.finish == VALUES || k.finish == VALUES_FIXED;
-        check(y.type == (values ? HASTEN_F32 : HASTEN_U8), "its output has the wrong type");
-        check(y.place == static_cast<uint32_t>(Place::ARENA) || (values && y.h == 1 && y.w == 1), "only vectors of floats go to an output");
-        if (y.place == static_cast<uint32_t>(Place::OUTPUT)) k.y = {y.c, y.c};
+        const bool floats = k.finish == VALUES || k.finish == VALUES_FIXED, codes_out = !floats;
+        check(y.type == (floats ? HASTEN_F32 : HASTEN_U8), "its output has the wrong type");
+        check(floats || y.place == static_cast<uint32_t>(Place::ARENA), "codes don't go to an output");
         k.zero = op.p[5], k.lo = op.p[6], k.hi = op.p[7];
-        if (!values) codes(k.zero, k.lo, k.hi);
+        if (codes_out) codes(k.zero, k.lo, k.hi);
         k.unit = op.f[0];
         const int64_t blocks = (int64_t{y.c} + BLOCK - 1) / BLOCK, steps = int64_t{k.segments} * k.groups;
         check(steps < MOST, "its sums are too long");
@@ -217,22 +231,51 @@ private:
         scales(op, 2, blocks * BLOCK, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
         k.fits = fits(k.bias, k.scale, blocks * BLOCK, steps * GROUP);
         for (int i = 0; i < k.segments; i++) reach(x, k.segment[i], int64_t{k.groups} * GROUP, y, k.x);
-        if (op.in[1] >= 0) {
+        if (k.finish == VALUES || k.finish == VALUE_CODES) k.end = end(op, 4, 15, 4, y, &k.r);
+        if (k.finish == VALUE_CODES) k.step = blob<float>(op, 5, blocks * BLOCK);
+        if (op.in[1] >= 0 && (k.finish == CODES || k.finish == CODES_FIXED)) {
             const Tensor &r = need(op.in[1], HASTEN_U8);
             arena(r);
             same_shape(r, y);
-            check(!values, "a residual goes to codes");
             k.r = strides(r);
             k.add = residual(op, 8, 1, k.finish == CODES_FIXED);
+        } else {
+            check(op.in[1] < 0 || k.end.residual, "its residual is not used");
         }
         s.row = best(Operator::CONV, "u8s8", isa_);
+        s.products = s.work = double(steps) * GROUP * y.h * y.w * y.c;
+        share(s, k, y, blocks, blocks * steps * BLOCK * GROUP > int64_t{x.h} * x.w * x.c);
+    }
+
+    // How a convolution's work is parted: by what leaves the least to the thread that has most; where both are alike, by rows while the weights
+    // are the smaller part. A column of pixels, a sequence's positions, is computed as a row, so that they share the weights.
+    template <class K>
+    void share(Step &s, K &k, const Tensor &y, int64_t blocks, bool weights_are_more) const {
         s.blocks = static_cast<int32_t>(blocks);
         s.matrix = y.h == 1 && y.w == 1;
-        s.products = s.work = double(steps) * GROUP * y.h * y.w * y.c;
-        // By what leaves the least to the thread that has most; where both are alike, by rows while the weights are the smaller part.
+        if (y.w == 1 && y.h > 1) {
+            std::swap(k.h, k.w);
+            k.x.pixel = k.x.row, k.y.pixel = k.y.row, k.r.pixel = k.r.row;
+            s.rows = 1;
+        }
         const auto most = [](int parts) { return double((parts + 1) / 2) / parts; };
         const double rows = most(s.rows), channels = most((s.blocks + 1) / 2);
-        s.by_blocks = channels < rows || (channels == rows && blocks * steps * BLOCK * GROUP > int64_t{x.h} * x.w * x.c);
+        s.by_blocks = channels < rows || (channels == rows && weights_are_more);
+    }
+
+    // What becomes of a layer's values: activation p, parameters f and f + 1, a bias in a blob (or none), a residual in in[1] (or none).
+    End end(const Op &op, int bias, int p, int f, const Tensor &y, Strides *r) const {
+        End e = {nullptr, 0, op.p[p], op.f[f], op.f[f + 1]};
+        activation(e.activation);
+        const int64_t padded = (int64_t{y.c} + BLOCK - 1) / BLOCK * BLOCK;
+        if (op.blob[bias].bytes) e.bias = blob<float>(op, bias, padded);
+        if (op.in[1] >= 0) {
+            const Tensor &t = need(op.in[1], HASTEN_F32);
+            same_shape(t, y);
+            *r = strides(t);
+            e.residual = 1;
+        }
+        return e;
     }
 
     // p: stride h, stride w, groups, finish, zero, lo, hi, together. blobs: taps (int32), weights, bias, scale or factor, shift.
@@ -298,10 +341,7 @@ private:
         k.kernel_h = positive(op.p[0]), k.kernel_w = positive(op.p[1]), k.stride_h = positive(op.p[2]), k.stride_w = positive(op.p[3]);
         k.top = op.p[4], k.left = op.p[5];
         k.average = s.kind == Kind::AVERAGE_POOL;
-        // Every window has a pixel inside, and every pixel's number fits an int32.
-        check(k.top >= 0 && k.left >= 0 && k.top < k.kernel_h && k.left < k.kernel_w, "its padding is not less than its window");
-        check(int64_t{y.h - 1} * k.stride_h - k.top < x.h && int64_t{y.w - 1} * k.stride_w - k.left < x.w, "a window lies outside");
-        check(int64_t{x.h} + k.kernel_h < MOST / 2 && int64_t{x.w} + k.kernel_w < MOST / 2, "its window is too large");
+        windows(x, y, k.top, k.left, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w);
         k.counts_padding = op.p[6], k.x_zero = op.p[7], k.zero = op.p[8], k.lo = op.p[9], k.hi = op.p[10];
         codes(k.zero, k.lo, k.hi);
         codes(k.x_zero, 0, 255);
@@ -350,6 +390,190 @@ private:
         s.work = double(y.h) * y.w * y.c * 4 / 16;
     }
 
+    // p: stride h, stride w, segments, length, activation. f: a, b. blobs: segments (int32), weights, bias.
+    void conv_f32(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        ConvF32 &k = s.conv_f32;
+        k.x = {ptrdiff_t{positive(op.p[0])} * x.row, ptrdiff_t{positive(op.p[1])} * x.pixel};
+        k.y = strides(y);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.segments = positive(op.p[2]), k.length = positive(op.p[3]);
+        const int64_t blocks = (int64_t{y.c} + BLOCK - 1) / BLOCK, steps = int64_t{k.segments} * k.length;
+        check(steps < MOST, "its sums are too long");
+        k.segment = blob<int32_t>(op, 0, k.segments);
+        k.weights = blob<float>(op, 1, blocks * steps * BLOCK);
+        k.end = end(op, 2, 4, 0, y, &k.r);
+        for (int i = 0; i < k.segments; i++) reach(x, k.segment[i], k.length, y, k.x);
+        s.row = best(Operator::CONV, "f32", isa_);
+        s.products = double(steps) * y.h * y.w * y.c;
+        s.work = s.products * 4;
+        share(s, k, y, blocks, blocks * steps * BLOCK > int64_t{x.h} * x.w * x.c);
+    }
+
+    // p: stride h, stride w, taps, activation. f: a, b. blobs: taps (int32), weights, bias.
+    void depthwise_f32(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        DepthwiseF32 &k = s.depthwise_f32;
+        check(x.c == y.c, "it has other channels than its input");
+        k.x = {ptrdiff_t{positive(op.p[0])} * x.row, ptrdiff_t{positive(op.p[1])} * x.pixel};
+        k.y = strides(y);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.taps = positive(op.p[2]);
+        k.tap = blob<int32_t>(op, 0, k.taps);
+        k.weights = blob<float>(op, 1, (int64_t{y.c} + BLOCK - 1) / BLOCK * BLOCK * k.taps);
+        k.end = end(op, 2, 3, 0, y, &k.r);
+        for (int i = 0; i < k.taps; i++) reach(x, k.tap[i], x.c, y, k.x);
+        s.row = best(Operator::DEPTHWISE, "f32", isa_);
+        s.products = double(k.taps) * y.h * y.w * y.c;
+        s.work = s.products * 8;
+    }
+
+    // p: kernel h, w, stride h, w, top, left, counts padding, average.
+    void pool_f32(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        check(x.c == y.c, "it has other channels than its input");
+        PoolF32 &k = s.pool_f32;
+        k.x = strides(x), k.y = strides(y);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.in_h = x.h, k.in_w = x.w;
+        k.kernel_h = positive(op.p[0]), k.kernel_w = positive(op.p[1]), k.stride_h = positive(op.p[2]), k.stride_w = positive(op.p[3]);
+        k.top = op.p[4], k.left = op.p[5], k.counts_padding = op.p[6], k.average = op.p[7];
+        windows(x, y, k.top, k.left, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w);
+        s.row = best(Operator::POOL, "f32", isa_);
+        s.work = double(k.kernel_h) * k.kernel_w * y.h * y.w * y.c / 4;
+    }
+
+    // p: operation, activation. f: a, b. What has size 1 where y has more is repeated.
+    void elementwise(const Op &op, Step &s) {
+        const Tensor &a = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        Elementwise &k = s.elementwise;
+        k.operation = op.p[0], k.activation = op.p[1], k.alpha = op.f[0], k.beta = op.f[1];
+        check(k.operation >= ONLY && k.operation < BINARIES, "its operation is unknown");
+        activation(k.activation);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.y = strides(y);
+        broadcast(a, y, &k.a, &k.a_channel);
+        if (k.operation != ONLY) broadcast(need(op.in[1], HASTEN_F32), y, &k.b, &k.b_channel);
+        s.row = best(Operator::ELEMENTWISE, "f32", isa_);
+        s.work = double(y.h) * y.w * y.c * (k.activation == NO_ACTIVATION || k.activation == CLIP ? 1 : 8);
+    }
+
+    void broadcast(const Tensor &t, const Tensor &y, Strides *step, ptrdiff_t *channel) const {
+        check((t.h == y.h || t.h == 1) && (t.w == y.w || t.w == 1) && (t.c == y.c || t.c == 1), "its operands' shapes don't fit");
+        *step = {t.h == 1 ? 0 : t.row, t.w == 1 ? 0 : t.pixel};
+        *channel = t.c == 1 ? 0 : 1;
+    }
+
+    // p: over h, over w, over c, operation.
+    void reduce(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        Reduce &k = s.reduce;
+        k.x = strides(x), k.y = strides(y);
+        k.h = x.h, k.w = x.w, k.c = x.c, k.over_h = op.p[0] != 0, k.over_w = op.p[1] != 0, k.over_c = op.p[2] != 0, k.operation = op.p[3];
+        check(k.operation >= SUM && k.operation < REDUCTIONS, "its operation is unknown");
+        check(y.h == (k.over_h ? 1 : x.h) && y.w == (k.over_w ? 1 : x.w) && y.c == (k.over_c ? 1 : x.c), "its output has the wrong shape");
+        s.row = best(Operator::REDUCE, "f32", isa_);
+        s.rows = 1;
+        s.work = double(x.h) * x.w * x.c;
+    }
+
+    // p: rms. f: epsilon. blobs: gamma, beta.
+    void norm(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        same_shape(x, y);
+        Norm &k = s.norm;
+        k.x = strides(x), k.y = strides(y);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.rms = op.p[0] != 0, k.epsilon = op.f[0];
+        if (op.in[1] >= 0) {
+            const Tensor &second = need(op.in[1], HASTEN_F32);
+            same_shape(second, y);
+            k.s = strides(second), k.has_second = 1;
+        }
+        k.gamma = blob<float>(op, 0, y.c);
+        k.beta = op.blob[1].bytes ? blob<float>(op, 1, y.c) : nullptr;
+        s.row = best(Operator::NORM, "f32", isa_);
+        s.work = double(y.h) * y.w * y.c * 4;
+    }
+
+    void softmax(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        same_shape(x, y);
+        s.softmax = {strides(x), strides(y), y.h, y.w, y.c};
+        s.row = best(Operator::SOFTMAX, "f32", isa_);
+        s.work = double(y.h) * y.w * y.c * 16;
+    }
+
+    // in: queries, keys, values (positions as rows), bias (rows: heads or 1, pixels: queries or 1, channels: keys). p: heads. f: scale.
+    void attention(const Op &op, Step &s) {
+        const Tensor &q = need(op.in[0], HASTEN_F32), &keys = need(op.in[1], HASTEN_F32), &v = need(op.in[2], HASTEN_F32);
+        const Tensor &y = need(op.out, HASTEN_F32);
+        Attention &k = s.attention;
+        k.heads = positive(op.p[0]);
+        check(q.w == 1 && keys.w == 1 && v.w == 1 && y.w == 1 && keys.h == v.h && q.h == y.h, "its positions don't fit");
+        check(q.c == keys.c && v.c == y.c && q.c % k.heads == 0 && v.c % k.heads == 0, "its heads don't fit");
+        k.q = q.row, k.k = keys.row, k.v = v.row, k.y = y.row;
+        k.queries = q.h, k.keys = keys.h, k.size = q.c / k.heads, k.value_size = v.c / k.heads, k.scale = op.f[0];
+        if (op.in[3] >= 0) {
+            const Tensor &bias = need(op.in[3], HASTEN_F32);
+            check((bias.h == 1 || bias.h == k.heads) && (bias.w == 1 || bias.w == k.queries) && bias.c == k.keys, "its bias doesn't fit");
+            k.has_bias = 1, k.bias_head = bias.h == 1 ? 0 : bias.row, k.bias_row = bias.w == 1 ? 0 : bias.pixel;
+        }
+        const int64_t columns = (int64_t{k.keys} + 15) / 16 * 16, wide = (int64_t{k.value_size} + 15) / 16 * 16;
+        check(columns * (k.size + wide + 16) < MOST / 4, "its heads are too large");
+        s.scratch = static_cast<size_t>(columns * (k.size + wide + 16)) * sizeof(float);
+        s.row = best(Operator::ATTENTION, "f32", isa_);
+        s.rows = 1, s.blocks = k.heads, s.by_blocks = true;
+        s.products = double(k.heads) * k.queries * k.keys * (k.size + k.value_size);
+        s.work = s.products * 4;
+    }
+
+    // p: rows of the table. blobs: the table.
+    void gather(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_I64), &y = need(op.out, HASTEN_F32);
+        check(x.place == static_cast<uint32_t>(Place::INPUT) && x.h == 1 && x.w == 1 && x.c == y.h && y.w == 1, "its numbers are no vector of an input");
+        s.gather = {blob<float>(op, 0, int64_t{positive(op.p[0])} * y.c), op.p[0], y.h, y.c, y.row};
+        s.row = best(Operator::GATHER, "f32", isa_);
+        s.work = double(y.h) * y.c;
+        program_.gather_at.push_back(program_.steps.size());
+    }
+
+    void cast(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_I64), &y = need(op.out, HASTEN_F32);
+        same_shape(x, y);
+        s.cast = {strides(x), strides(y), y.h, y.w, y.c};
+        s.row = best(Operator::CAST, "i64f32", isa_);
+        s.work = double(y.h) * y.w * y.c;
+    }
+
+    // p: to planes.
+    void arrange(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        same_shape(x, y);
+        const bool back = op.p[0] != 0;
+        check(back || x.place == static_cast<uint32_t>(Place::INPUT), "only an input lies in planes");
+        check(!back || y.place == static_cast<uint32_t>(Place::OUTPUT), "only an output gets planes");
+        s.arrange = {strides(back ? x : y), y.h, y.w, y.c, back};
+        s.row = best(Operator::ARRANGE, "f32", isa_);
+        s.work = double(y.h) * y.w * y.c;
+    }
+
+    // p: zero, lo, hi. blobs: scale, padded to blocks.
+    void quantize_pixels(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_U8);
+        same_shape(x, y);
+        codes(op.p[0], op.p[1], op.p[2]);
+        const float *scale = blob<float>(op, 0, (int64_t{y.c} + BLOCK - 1) / BLOCK * BLOCK);
+        s.quantize_pixels = {strides(x), strides(y), y.h, y.w, y.c, scale, op.p[0], op.p[1], op.p[2]};
+        s.row = best(Operator::QUANTIZE, "pixels", isa_);
+        s.work = double(y.h) * y.w * y.c * 2;
+    }
+
+    void activation(int32_t a) const { check(a >= NO_ACTIVATION && a < ACTIVATIONS, "its activation is unknown"); }
+
+    // That every window has a pixel inside, and every pixel's number fits an int32.
+    void windows(const Tensor &x, const Tensor &y, int32_t top, int32_t left, int32_t kernel_h, int32_t kernel_w, int32_t stride_h,
+                 int32_t stride_w) const {
+        check(top >= 0 && left >= 0 && top < kernel_h && left < kernel_w, "its padding is not less than its window");
+        check(int64_t{y.h - 1} * stride_h - top < x.h && int64_t{y.w - 1} * stride_w - left < x.w, "a window lies outside");
+        check(int64_t{x.h} + kernel_h < MOST / 2 && int64_t{x.w} + kernel_w < MOST / 2, "its window is too large");
+    }
+
     void check(bool holds, const char *text) const {
         if (!holds) bad(what_ + text);
     }
@@ -378,16 +602,17 @@ private:
     }
 
     Finish finish(int32_t v) const {
-        check(v >= CODES && v <= VALUES_FIXED, "its sums end in an unknown way");
+        check(v >= CODES && v <= VALUE_CODES, "its sums end in an unknown way");
         return static_cast<Finish>(v);
     }
 
-    // That every output's `length` inputs from `offset` on lie within x. Up to 64 bytes more may be read: the arena ends with as many.
+    // That every output's `length` inputs from `offset` on lie within x. Of codes up to 64 bytes more may be read: the arena ends with as many.
     void reach(const Tensor &x, int64_t offset, int64_t length, const Tensor &y, Strides step) const {
         check(offset > -MOST && offset < MOST && length < MOST, "an offset is too large");
         check(step.row < MOST && step.pixel < MOST, "a stride is too large");
         const int64_t first = x.origin + offset, last = first + (y.h - 1) * int64_t{step.row} + (y.w - 1) * int64_t{step.pixel} + length;
-        check(first >= 0 && last <= static_cast<int64_t>(x.bytes) + 64, "it reads outside of its input");
+        const int64_t bytes = static_cast<int64_t>(x.bytes), size = static_cast<int64_t>(size_of(x.type));
+        check(first >= 0 && last <= (x.type == HASTEN_U8 ? bytes + 64 : bytes / size), "it reads outside of its input");
     }
 
     template <class T>
@@ -403,7 +628,7 @@ private:
     void scales(const Op &op, int i, int64_t count, Finish how, const int32_t **bias, const float **scale, const int32_t **factor,
                 const uint8_t **shift) const {
         *bias = blob<int32_t>(op, i, count);
-        if (how == CODES || how == VALUES) {
+        if (how == CODES || how == VALUES || how == VALUE_CODES) {
             *scale = blob<float>(op, i + 1, count);
             return;
         }

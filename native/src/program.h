@@ -30,11 +30,24 @@ struct Step {
         Map map;
         Quantize quantize;
         Dequantize dequantize;
+        ConvF32 conv_f32;
+        DepthwiseF32 depthwise_f32;
+        PoolF32 pool_f32;
+        Elementwise elementwise;
+        Reduce reduce;
+        Norm norm;
+        Softmax softmax;
+        Attention attention;
+        Gather gather;
+        Cast cast;
+        Arrange arrange;
+        QuantizePixels quantize_pixels;
     };
-    int32_t in[2], out, halo;  // tensors, -1: none
+    int32_t in[MAX_INPUTS], out, halo;  // tensors, -1: none
     int32_t rows, blocks;      // how the work can be parted
     bool by_blocks;            // whether a team parts it by blocks of channels, else by rows
     bool matrix;               // one pixel of a sample: samples can be computed as if they were pixels
+    size_t scratch;            // bytes of a thread's own memory that it needs
     double products, work;     // multiplications; these, or bytes / 16: what the decision to share goes by
 };
 
@@ -46,6 +59,8 @@ struct Program {
     std::vector<std::string> names;
     std::vector<size_t> port_bytes;  // of one sample
     double work = 0;
+    size_t scratch = 0;             // the most that a step needs
+    std::vector<size_t> gather_at;  // steps that look numbers up in a table
 };
 
 // Check the file in [data, data + size), aligned to 64 bytes, and make it a program. Throws Failure; reads nothing outside.
