@@ -1,5 +1,5 @@
 """Runs the model beside this file as `hasten optimize` chose: its runtime, threads and settings. Needs numpy and that runtime, not hasten
-(torch alone opens no ONNX file: where torch was chosen, hasten does).
+(where torch or the native engine was chosen, it does: torch alone opens no ONNX file, and the engine is hasten's own).
 
 python run.py                        describe the model
 python run.py input.npy output.npy   run it on an array (or on an .npz with one array for each input)
@@ -23,7 +23,7 @@ def load(folder=HERE):
     manifest = json.loads((folder / "manifest.json").read_text())
     target, path = manifest["target"], str(folder / "model.onnx")
     names = [port["name"] for port in manifest["outputs"]]
-    if manifest["runtime"].startswith("torch"):
+    if manifest["runtime"] in ("native", "torch", "torch-compiled"):
         import hasten
 
         fast = hasten.load(folder)

@@ -141,7 +141,7 @@ def details() -> dict[str, Any]:
         ],
         "layers": {
             "before": {"layers": layers, "call_seconds": 0.0031},
-            "after": {"failed": "native tells no time per layer; onnxruntime and openvino do"},
+            "after": {"failed": "torch tells no time per layer; onnxruntime, openvino and native do"},
         },
         "latency": {
             "ranks": ranks,

@@ -169,7 +169,7 @@ def test_what_could_not_be_measured_says_why(tmp_path):
         found.manifest["details"][key] = {"failed": "the time limit was reached"}
     html = page(found)
     assert html.count("Not measured: the time limit was reached.") == 4
-    assert "Not measured: native tells no time per layer; onnxruntime and openvino do." in html
+    assert "Not measured: torch tells no time per layer; onnxruntime, openvino and native do." in html
 
 
 def test_a_single_candidate_needs_no_picture(tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from hasten.errors import BadInput, Unsupported
-from hasten.runtimes import RUNTIMES, Target, get
+from hasten.runtimes import RUNTIMES, Target, get, native
 from tests.conftest import mlp_model, model_of
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "native"])
 def test_every_runtime_takes_a_model_and_its_file_alike(name, tmp_path):
     model = mlp_model()
     model.save(tmp_path / "m.onnx")
@@ -29,6 +29,16 @@ def test_a_hint_that_a_runtime_does_not_have_is_refused_before_it_runs(name):
         assert get(name).unsupported(mlp_model(), Target(1, precision="float8"))[0].why
 
 
+def test_native_refuses_floats_by_node_and_everything_where_it_was_not_built(monkeypatch):
+    if native.available():
+        (skip,) = get("native").unsupported(mlp_model(), Target(1))
+        assert "it computes in float" in skip.why
+        assert skip.node
+    monkeypatch.setattr(native, "available", lambda: False)
+    (skip,) = get("native").unsupported(mlp_model(), Target(1))
+    assert skip.why == native.ABSENT
+
+
 def test_openvino_refuses_16_bit_codes_by_node():
     model = model_of(
         "g (float[N] x) => (float[N] y) { q = QuantizeLinear (x, s, z)\n y = DequantizeLinear (q, s, z) }",
@@ -47,6 +57,7 @@ def test_a_file_that_is_no_model_is_unsupported_with_the_runtime_s_reason(tmp_pa
 
 def test_an_unknown_runtime_is_refused():
     with pytest.raises(
-        BadInput, match="no runtime 'tpu'; use one of onnxruntime, onnxruntime-plain, openvino, torch, torch-compiled, reference, null"
+        BadInput,
+        match="no runtime 'tpu'; use one of onnxruntime, onnxruntime-plain, openvino, native, torch, torch-compiled, reference, null",
     ):
         get("tpu")

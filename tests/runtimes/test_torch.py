@@ -53,5 +53,5 @@ def test_the_search_tries_them_where_they_are_named_and_else_does_not():
     def tried(budget):
         return {c.runtime for c in candidates(budget, Target(1), 1.0, judged=True)}
 
-    assert tried(Budget()) == {"onnxruntime", "openvino"}
+    assert tried(Budget()) == {"onnxruntime", "openvino", "native"}
     assert tried(Budget(runtimes=("torch", "torch-compiled"))) == {"torch", "torch-compiled"}

@@ -78,8 +78,11 @@ def optimize(
     batch: BatchOpt = None,
     threads: ThreadsOpt = None,
     runtimes: Annotated[
-        str, typer.Option("--runtimes", help="Runtimes to try, by commas: also torch and torch-compiled, which take longer.")
-    ] = "onnxruntime,openvino",
+        str,
+        typer.Option(
+            "--runtimes", help="Runtimes to try, by commas: also torch and torch-compiled, which take longer. native is for int8."
+        ),
+    ] = "onnxruntime,openvino,native",
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Accept only what the test data proves.")] = False,
     guard: Annotated[
         list[str] | None,

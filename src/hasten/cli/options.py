@@ -59,7 +59,10 @@ ExampleOpt = Annotated[str | None, typer.Option("--example-input", help="For an 
 ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; by default the cores that this process may use.")]
 BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Samples a call; 1, or 32 for throughput, by default.")]
 RuntimeOpt = Annotated[
-    str, typer.Option("--runtime", help="onnxruntime, onnxruntime-plain (its graph optimisation off), openvino, torch or reference.")
+    str,
+    typer.Option(
+        "--runtime", help="onnxruntime, onnxruntime-plain (not optimising the graph), openvino, native (int8), torch or reference."
+    ),
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of the splits.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

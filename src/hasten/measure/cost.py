@@ -14,6 +14,7 @@ from hasten.measure.record import Record
 RUNTIME_PACKAGES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "native": "hasten",
     "reference": "onnxruntime",
     "torch": "torch",
     "torch-compiled": "torch",

@@ -10,7 +10,7 @@ from hasten.measure.judge import Failure
 from hasten.measure.process import Subject, Worker, WorkerFailed
 from hasten.measure.worker import Arrays
 
-PROFILED = ("onnxruntime", "openvino")
+PROFILED = ("onnxruntime", "openvino", "native")
 """Runtimes with a profiler: those whose file has a function `profile`."""
 
 CALLS, SECONDS = 200, 1.5
@@ -53,7 +53,7 @@ def layer_times(subject: Subject, feeds: Arrays, calls: int = CALLS) -> tuple[La
 def profile(subject: Subject, feeds: Arrays, calls: int = CALLS) -> Profile | Failure:
     """The layers and the whole call. Units and resolution are the profiler's: whole microseconds, made finer where calls can be told apart."""
     if subject.runtime not in PROFILED:
-        return Failure(f"{subject.runtime} tells no time per layer; {' and '.join(PROFILED)} do")
+        return Failure(f"{subject.runtime} tells no time per layer; {', '.join(PROFILED[:-1])} and {PROFILED[-1]} do")
     try:
         with Worker(subject) as worker:
             rounds, _, _ = worker.time(feeds, judge.ROUNDS, judge.ROUND_SECONDS)

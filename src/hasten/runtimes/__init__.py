@@ -69,6 +69,9 @@ RUNTIMES = {
 }
 """Runtimes that take any Model, by name: the file and its object. Keras (`keras.py`) is a runtime of the baseline only."""
 
+DEFAULT = ("onnxruntime", "openvino", "native")
+"""Those that a search tries unless told otherwise; where the native engine was not built, it does without."""
+
 
 def get(name: str) -> Runtime:
     """The runtime of that name; its library is imported when it compiles."""

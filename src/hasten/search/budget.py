@@ -8,7 +8,7 @@ import re
 
 from hasten.errors import BadInput
 from hasten.measure.machine import cores
-from hasten.runtimes import RUNTIMES
+from hasten.runtimes import DEFAULT, RUNTIMES
 from hasten.search.guard import Guard, to_guards
 
 OBJECTIVES = ("latency", "throughput", "size", "flash")
@@ -41,7 +41,7 @@ class Budget:
     batch: int | None = None
     threads: int | None = None
     strict: bool = False
-    runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+    runtimes: tuple[str, ...] = DEFAULT
     seed: int = 0
     guards: tuple[Guard, ...] = ()
     guard_drop: float = 0.0

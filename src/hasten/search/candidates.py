@@ -135,6 +135,9 @@ TRAINED = (
 )
 """Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""
 
+STATIC = ("quantize_static", "qat")
+"""Techniques whose models the native engine takes; it takes no float, so that a recipe without one of them is no candidate there."""
+
 HINTLESS = ("original", "float16")
 """Recipes that a precision hint adds nothing to: `graph` with the hint computes the same."""
 
@@ -180,12 +183,22 @@ def one_thread_too(target: Target, baseline_seconds: float) -> bool:
 
 
 def candidates(
-    budget: Budget, target: Target, baseline_seconds: float, judged: bool, of: tuple[Recipe, ...] | None = None
+    budget: Budget,
+    target: Target,
+    baseline_seconds: float,
+    judged: bool,
+    of: tuple[Recipe, ...] | None = None,
+    quantized: bool = False,
 ) -> Iterator[Candidate]:
-    """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy."""
+    """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy.
+
+    `quantized`: the original is already, so that the native engine may take it as it is.
+    """
     threads = [target.threads] + ([1] if one_thread_too(target, baseline_seconds) else [])
     for recipe in recipes(budget) if of is None else of:
         for runtime in budget.runtimes:
+            if runtime == "native" and not quantized and all(name not in STATIC for name, _ in recipe.steps):
+                continue
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:
                     continue

@@ -16,7 +16,7 @@ from hasten.folder import FINISHED, RECORDS, Folder
 from hasten.measure.judge import Timing
 from hasten.measure.record import Record, Records
 from hasten.model import Model
-from hasten.runtimes import Target
+from hasten.runtimes import DEFAULT, Target, native
 from hasten.search.accuracy import judge_accuracy
 from hasten.search.baseline import measure_baseline
 from hasten.search.budget import Budget
@@ -67,6 +67,9 @@ def optimize(
     with speaking(listener), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         for line in profiles.spelled(purpose, budget) if purpose is not None else ():
             voice().say(line)
+        if allowed.runtimes == DEFAULT and not native.available():
+            allowed = dataclasses.replace(allowed, runtimes=tuple(name for name in DEFAULT if name != "native"))
+            voice().say("native is not among the runtimes that are tried: the engine was not built (`hasten doctor` says how to add it)")
         loaded = doors.load(model, example_inputs=example_inputs, shapes=shapes, workdir=Path(private))
         for note in loaded.notes:
             voice().say(note)

@@ -8,7 +8,7 @@ import time
 from hasten.measure.judge import Timing
 from hasten.passes.fold_constants import FoldConstants, fold_constants
 from hasten.search.accuracy import judge_one
-from hasten.search.candidates import GRAPH_ONLY, PRUNED, Candidate, Recipe, candidates
+from hasten.search.candidates import GRAPH_ONLY, PRUNED, STATIC, Candidate, Recipe, candidates
 from hasten.search.goal import objective
 from hasten.search.result import Outcome
 from hasten.search.run import Run
@@ -112,15 +112,16 @@ def _measured_where_floats_did_best(recipe: Recipe, tried: list[Outcome]) -> Rec
 
 
 def best_float(tried: list[Outcome]) -> Candidate:
-    """Where the better graph alone was the fastest in float32; the original where there is none."""
-    floats = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
+    """Where the better graph alone was the fastest in float32, in a runtime that takes floats; the original where there is none."""
+    graphs = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
+    floats = [o for o in graphs if o.candidate.runtime != "native"]
     return max(floats, key=lambda o: o.screened, default=tried[0]).candidate
 
 
 def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:
     """The recipe, untrained, in those runtimes, hints and threads in which a model of its kind (8 bits, or float) was the fastest."""
-    like = "int8 static" if any(name in ("quantize_static", "qat") for name, _ in recipe.steps) else GRAPH_ONLY
+    like = "int8 static" if any(name in STATIC for name, _ in recipe.steps) else GRAPH_ONLY
     ranked = sorted((o for o in tried if o.candidate.recipe.name == like and o.timing), key=lambda o: -o.screened)
     places = [(o.candidate.runtime, o.candidate.target) for o in ranked[:PLACES]]
-    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,))
+    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,), quantized=run.quantized)
     return [c for c in found if not places or (c.runtime, c.target) in places]
