@@ -64,8 +64,8 @@ study: $(VENV)/.dev $(ENGINE)  ## The case study in full: MNIST from HASTEN_DATA
 	$(BIN)/python tools/mnist_npz.py build/mnist.npz
 	$(BIN)/python examples/handwritten_digits/study.py build/study --mnist build/mnist.npz
 
-test: $(VENV)/.dev $(ENGINE)  ## All tests.
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev $(ENGINE)  ## All tests; TESTS="-n 2" parts them among two processes, for example.
+	$(BIN)/python -m pytest $(TESTS)
 
 native: build/native/.built  ## The native engine, for C and for Python, and its tests in C and C++.
 	cd build/native && ctest --output-on-failure
