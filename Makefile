@@ -64,17 +64,23 @@ study: $(VENV)/.dev $(ENGINE)  ## The case study in full: MNIST from HASTEN_DATA
 	$(BIN)/python tools/mnist_npz.py build/mnist.npz
 	$(BIN)/python examples/handwritten_digits/study.py build/study --mnist build/mnist.npz
 
-test: $(VENV)/.dev $(ENGINE)  ## All tests.
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev $(ENGINE)  ## All tests; TESTS="-n 2" parts them among two processes, for example.
+	$(BIN)/python -m pytest $(TESTS)
 
 native: build/native/.built  ## The native engine, for C and for Python, and its tests in C and C++.
 	cd build/native && ctest --output-on-failure
 
-sanitize: $(VENV)/.core  ## The same tests under the address and undefined-behaviour sanitizers.
+# The part of the threads under the thread sanitizer, the others under those for addresses and undefined behaviour.
+sanitize: $(VENV)/.core  ## The tests of kernels and engine under sanitizers.
 	@command -v cmake >/dev/null || $(PIP) cmake
 	$(CONFIGURE) -B build/sanitize -DHASTEN_PYTHON=OFF -DHASTEN_SANITIZE=address,undefined -DCMAKE_CXX_COMPILER=$(COMPILER)
 	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/sanitize -j $(shell nproc)
 	cd build/sanitize && ctest --output-on-failure
+	$(BIN)/python -m tests.native.plans build/sanitize/plans
+	for part in arguments damage hostile threads fork; do build/sanitize/engine_test $$part build/sanitize/plans || exit 1; done
+	$(CONFIGURE) -B build/sanitize-threads -DHASTEN_PYTHON=OFF -DHASTEN_SANITIZE=thread -DCMAKE_CXX_COMPILER=$(COMPILER)
+	MAKEFLAGS=--no-print-directory $(CMAKE) --build build/sanitize-threads -j $(shell nproc) --target engine_test
+	build/sanitize-threads/engine_test threads build/sanitize/plans
 
 lint: $(VENV)/.dev  ## Style and types.
 	$(BIN)/ruff check .

@@ -105,6 +105,11 @@ struct hasten_model {
     int32_t batch = 0;
     double *seconds = nullptr;  // of each step, while it is profiled
 
+    // In a forked process the team's threads are not there, and what they waited on can't be destroyed: it is left to the process's end.
+    ~hasten_model() {
+        if (team && team->lost()) (void)team.release();
+    }
+
     void prepare(const hasten_options *options);
     void run(const void *const *in, void *const *out, int32_t samples);
     void profile(const void *const *in, void *const *out, int32_t samples, double *spent);

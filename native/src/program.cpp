@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -8,6 +9,7 @@ namespace hasten {
 namespace {
 
 constexpr int64_t MOST = INT64_C(1) << 31;          // of any size, stride and offset: products of two of them fit 64 bits
+constexpr int32_t LARGEST = 1 << 30;                // of any one number: the sum of two of them, times a third, twice, fits 64 bits
 constexpr uint64_t MOST_ARENA = UINT64_C(1) << 36;  // bytes of one sample
 constexpr uint32_t MOST_RECORDS = 1 << 20;
 
@@ -121,6 +123,7 @@ private:
 
     void tensors() {
         const Header &h = program_.header;
+        uint64_t arena = 0;
         for (uint32_t i = 0; i < h.tensors; i++) {
             Tensor t;
             std::memcpy(&t, data_ + h.tensors_at + i * sizeof t, sizeof t);
@@ -129,14 +132,22 @@ private:
             check(t.h >= 1 && t.w >= 1 && t.c >= 1 && t.pixel >= 0 && t.row >= 0 && t.origin >= 0, "its shape or strides are negative");
             check(t.top >= 0 && t.left >= 0 && t.bottom >= 0 && t.right >= 0 && t.fill >= 0 && t.fill <= 255, "its halo is negative");
             check(t.bytes < static_cast<uint64_t>(MOST), "it is too large");
+            for (const int32_t n : {t.h, t.w, t.c, t.pixel, t.row, t.origin, t.top, t.left, t.bottom, t.right})
+                check(n < LARGEST, "its shape or strides are too large");
             const int64_t elements = static_cast<int64_t>(t.bytes) / size;
             if (t.place == static_cast<uint32_t>(Place::ARENA)) {
                 check(t.offset % ALIGN == 0 && t.bytes % ALIGN == 0 && t.offset <= h.arena_bytes && t.bytes <= h.arena_bytes - t.offset,
                       "it reaches beyond the arena");
                 const int64_t first = t.origin - int64_t{t.top} * t.row - int64_t{t.left} * t.pixel;
-                const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + t.c;
+                // A halo is written in whole pixels, gaps included; without one a pixel ends with its channels: it may be part of wider ones.
+                const bool halo = (t.top | t.left | t.bottom | t.right) != 0;
+                const int64_t width = halo ? std::max(t.pixel, t.c) : t.c;
+                const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + width;
                 check(first >= 0 && last <= elements, "its pixels or halo reach beyond it");
-                check(size == 1 || (t.top | t.left | t.bottom | t.right) == 0, "only codes have a halo");
+                check(size == 1 || !halo, "only codes have a halo");
+                // Pixels that lay upon each other would let a small file ask for work without end.
+                check(int64_t{t.h} * t.w <= elements / t.c, "its pixels overlap");
+                arena = std::max(arena, t.offset + t.bytes);
             } else {
                 const bool input = t.place == static_cast<uint32_t>(Place::INPUT);
                 check(input || t.place == static_cast<uint32_t>(Place::OUTPUT), "it lies nowhere");
@@ -149,6 +160,7 @@ private:
             }
             program_.tensors.push_back(t);
         }
+        must(h.arena_bytes == arena, "it asks for more memory than its tensors take");
     }
 
     Step step(const Op &op) {
@@ -183,6 +195,7 @@ private:
     void quantize(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_U8);
         check(x.place == static_cast<uint32_t>(Place::INPUT), "only an input is quantized");
+        arena(y);
         same_shape(x, y);
         check(op.f[0] > 0 && std::isfinite(op.f[0]), "its scale is not positive");
         codes(op.p[0], op.p[1], op.p[2]);
@@ -211,7 +224,7 @@ private:
         if (!values) codes(k.zero, k.lo, k.hi);
         k.unit = op.f[0];
         const int64_t blocks = (int64_t{y.c} + BLOCK - 1) / BLOCK, steps = int64_t{k.segments} * k.groups;
-        check(steps < MOST, "its sums are too long");
+        check(steps < MOST && blocks * steps < MOST, "its sums are too long");
         k.segment = blob<int32_t>(op, 0, k.segments);
         k.weights = blob<int8_t>(op, 1, blocks * steps * BLOCK * GROUP);
         scales(op, 2, blocks * BLOCK, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
@@ -302,7 +315,7 @@ private:
         check(k.top >= 0 && k.left >= 0 && k.top < k.kernel_h && k.left < k.kernel_w, "its padding is not less than its window");
         check(int64_t{y.h - 1} * k.stride_h - k.top < x.h && int64_t{y.w - 1} * k.stride_w - k.left < x.w, "a window lies outside");
         check(int64_t{x.h} + k.kernel_h < MOST / 2 && int64_t{x.w} + k.kernel_w < MOST / 2, "its window is too large");
-        k.counts_padding = op.p[6], k.x_zero = op.p[7], k.zero = op.p[8], k.lo = op.p[9], k.hi = op.p[10];
+        k.counts_padding = k.average && op.p[6], k.x_zero = op.p[7], k.zero = op.p[8], k.lo = op.p[9], k.hi = op.p[10];
         codes(k.zero, k.lo, k.hi);
         codes(k.x_zero, 0, 255);
         k.fixed = op.p[11], k.factor = op.p[12], k.shift = op.p[13];
@@ -310,7 +323,7 @@ private:
         if (k.average) {
             check(int64_t{k.kernel_h} * k.kernel_w < (1 << 23), "its window is too large");
             if (k.fixed) check(k.shift >= 1 && k.shift <= 62, "its shift is none of 1 to 62");
-            else check(k.x_scale > 0 && k.y_scale > 0 && std::isfinite(k.x_scale) && std::isfinite(k.y_scale), "its scale is not positive");
+            else check(k.x_scale > 0 && k.y_scale > 0 && std::isfinite(k.x_scale / k.y_scale) && std::isfinite(k.y_scale), "its scale is not positive");
         }
         s.row = best(Operator::POOL, "u8", isa_);
         s.work = double(k.kernel_h) * k.kernel_w * y.h * y.w * y.c / 16;
@@ -405,6 +418,7 @@ private:
         *bias = blob<int32_t>(op, i, count);
         if (how == CODES || how == VALUES) {
             *scale = blob<float>(op, i + 1, count);
+            for (int64_t n = 0; n < count; n++) check(std::isfinite((*scale)[n]), "a scale is not finite");
             return;
         }
         *factor = blob<int32_t>(op, i + 1, count);
@@ -422,6 +436,8 @@ private:
     Residual residual(const Op &op, int p, int f, bool fixed) const {
         const Residual r = {1, op.p[p] != 0, op.p[p + 1], op.p[p + 2], op.f[f], op.f[f + 1], op.f[f + 2], op.p[p + 3], op.p[p + 4], op.p[p + 5], op.p[p + 6]};
         codes(0, r.lo, r.hi);
+        // What the kernels round must fit 32 bits. (A NaN is not less than anything.)
+        check((std::abs(r.ra) + std::abs(r.rb)) * 255 + std::abs(r.rc) < 2e9f, "its sum does not fit 32 bits");
         if (fixed) {
             check(r.shift >= 0 && r.shift <= 30, "its shift is none of 0 to 30");
             const int64_t fa = r.fa, fb = r.fb, most = (fa < 0 ? -fa : fa) * 255 + (fb < 0 ? -fb : fb) * 255 + (r.fc < 0 ? -int64_t{r.fc} : r.fc);

@@ -27,10 +27,6 @@ Team::Team(int threads) {
 }
 
 Team::~Team() {
-    if (lost()) {
-        for (std::thread &worker : workers_) worker.detach();
-        return;
-    }
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;

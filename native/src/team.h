@@ -56,7 +56,8 @@ public:
     Team &operator=(const Team &) = delete;
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
-    // Whether this process was forked after the team was made: then its threads are not here, and `run` must not be called.
+    // Whether this process was forked after the team was made: then its threads are not here, and it must neither run nor be
+    // destroyed.
     bool lost() const;
     // work(context, i) for every thread i at once; returns when all have.
     void run(Work work, void *context);
