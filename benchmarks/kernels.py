@@ -34,7 +34,9 @@ def measured(rounds: int) -> dict[str, Any]:
     for same in zip(*(run["kernels"] for run in runs), strict=True):
         best = min(same, key=lambda row: row["seconds"])
         rate = best["operations"] / best["seconds"]
-        rows.append({k: best[k] for k in ("name", "kernel", "shape")} | {"us": round(best["seconds"] * 1e6, 3), "gops": round(rate / 1e9, 1)})
+        rows.append(
+            {k: best[k] for k in ("name", "kernel", "shape")} | {"us": round(best["seconds"] * 1e6, 3), "gops": round(rate / 1e9, 1)}
+        )
         rows[-1]["share"] = round(rate / peak, 3)
     head = {"date": datetime.date.today().isoformat(), "cpu": machine().cpu, "isa": runs[0]["isa"], "rounds": rounds}
     return head | {"peak_gops": round(peak / 1e9, 1), "kernels": rows}
