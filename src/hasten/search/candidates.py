@@ -177,7 +177,7 @@ def recipes(budget: Budget) -> tuple[Recipe, ...]:
     return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
 
 
-NATIVE_SMALL = 10 * SMALL_MODEL
+NATIVE_SMALL = 50 * SMALL_MODEL
 """The same bound for the native engine. Its threads wait for each other behind every layer, a few µs apart: where another process has one of the
 cores, a call on two threads may take many times that on one (seen: 305 µs against 21, and 12 where both cores are free)."""
 
