@@ -95,6 +95,7 @@ struct hasten_model {
     int threads = 1, max_batch = 1, together = 1;
     bool shares_samples = false;  // whether one sample is worth sharing
     size_t arena_bytes = 0;       // of one thread
+    Isa isa = SCALAR;             // that the kernels were chosen for
     Barrier barrier;
     std::atomic<int32_t> next{0};  // the first sample that no thread has taken
     std::mutex busy;
@@ -126,7 +127,8 @@ void hasten_model::prepare(const hasten_options *options) {
     const int32_t wished = options && options->threads ? options->threads : 1, most = options && options->max_batch ? options->max_batch : 1;
     if (wished < 1 || wished > MOST_THREADS) throw Failure{HASTEN_BAD_ARGUMENT, "threads is " + std::to_string(wished) + ", must be 1 to 256"};
     if (most < 1 || most > MOST_BATCH) throw Failure{HASTEN_BAD_ARGUMENT, "max_batch is " + std::to_string(most) + ", must be 1 to 1048576"};
-    program = read_program(source.data, source.size, level());
+    isa = level();
+    program = read_program(source.data, source.size, isa);
     max_batch = program.header.dynamic_batch ? most : 1;
     const size_t sample = program.header.arena_bytes;
     together = static_cast<int>(std::min<size_t>({std::max<size_t>(1, BLOCK_BYTES / std::max<size_t>(1, sample)), MOST_TOGETHER, size_t(max_batch)}));
@@ -333,7 +335,7 @@ hasten_status hasten_describe(const hasten_model *model, hasten_description *des
         if (!model || !description) bad_argument("model or description is NULL");
         const Header &h = model->program.header;
         *description = {int32_t(h.inputs), int32_t(h.outputs), model->threads, model->max_batch, int32_t(h.ops), size_t(h.data_bytes),
-                        model->arena_bytes * size_t(model->threads), name(level())};
+                        model->arena_bytes * size_t(model->threads), name(model->isa)};
     });
 }
 

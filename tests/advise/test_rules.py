@@ -122,7 +122,7 @@ def test_traits_of_a_perceptron_and_of_the_digits_cnn(digits_cnn):
     assert not dataclasses.replace(cnn, openvino_call=1e-6, runtimes=("onnxruntime",)).openvino
 
 
-@pytest.mark.skipif(not native.available(), reason="the native engine is not built: no C++ compiler")
+@pytest.mark.usefixtures("engine")
 def test_whether_the_native_engine_takes_a_model(digits_cnn, monkeypatch):
     """By the operators of a float model, by the lowering of a quantized one; never where its kernels are scalar or it may not be used."""
     from hasten import _native

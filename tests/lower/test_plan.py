@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from hasten.cli import main
-from hasten.runtimes import native
 from tests.lower.quantized import Net
 
-needs_engine = pytest.mark.skipif(not native.available(), reason="the native engine is not built: no C++ compiler")
+needs_engine = pytest.mark.usefixtures("engine")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hasten.model import Model
 from hasten.runtimes import native
 from tests.lower.quantized import Net
 
-built = pytest.mark.skipif(not native.available(), reason="the native engine is not built: no C++ compiler")
+built = pytest.mark.usefixtures("engine")
 
 
 def net():
