@@ -179,7 +179,7 @@ def recipes(budget: Budget) -> tuple[Recipe, ...]:
 
 NATIVE_SMALL = 50 * SMALL_MODEL
 """The same bound for the native engine. Its threads wait for each other behind every layer, a few µs apart: where another process has one of the
-cores, a call on two threads may take many times that on one (seen: 305 µs against 21, and 12 where both cores are free)."""
+cores, a call on two threads may take some times that on one (seen: 66 µs against 21, and 12 where both cores are free)."""
 
 
 def one_thread_too(target: Target, baseline_seconds: float) -> bool:
