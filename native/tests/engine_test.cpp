@@ -1,5 +1,6 @@
 // The engine behind its C interface: wrong arguments, damaged and hostile files, threads, batches, forks.
 //   engine_test PART PLANS [rounds] [seed]      PART: arguments, damage, crafted, hostile, threads, fork; PLANS: the folder of tests/native/plans.py
+//   engine_test plan FILE                       one plan, which may be anything
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -32,8 +33,7 @@ void expect(bool holds, const std::string &text) {
     std::exit(1);
 }
 
-Bytes read(const std::string &name) {
-    const std::string path = plans + "/" + name + ".plan";
+Bytes read_file(const std::string &path) {
     std::FILE *file = std::fopen(path.c_str(), "rb");
     expect(file != nullptr, path + " is not there: tests/native/plans.py writes it");
     Bytes data(1 << 24);
@@ -41,6 +41,8 @@ Bytes read(const std::string &name) {
     std::fclose(file);
     return data;
 }
+
+Bytes read(const std::string &name) { return read_file(plans + "/" + name + ".plan"); }
 
 // Bytes at a multiple of 64, so that the engine takes them as they lie, and not one more than there are.
 struct Placed {
@@ -382,9 +384,11 @@ void hostile() {
     std::printf("hostile: %zu plans tried, %zu of them ran (seed %llu)\n", tried, ran, static_cast<unsigned long long>(seed));
 }
 
+void plan() { std::printf("plan: %s\n", survives(read_file(plans)) ? "it ran" : hasten_last_error()); }
+
 // ---- threads
 
-#ifdef __SANITIZE_THREAD__  // which slows everything down by ten and more: what shares nothing else is left out
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)  // slow: what shares nothing else is left out
 constexpr bool SLOW = true;
 #else
 constexpr bool SLOW = false;
@@ -468,7 +472,7 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         void (*body)();
-    } parts[] = {{"arguments", arguments}, {"damage", damage}, {"crafted", crafted}, {"hostile", hostile}, {"threads", threads}, {"fork", fork_}};
+    } parts[] = {{"arguments", arguments}, {"damage", damage}, {"crafted", crafted}, {"hostile", hostile}, {"threads", threads}, {"fork", fork_}, {"plan", plan}};
     if (argc > 3) rounds = std::atoi(argv[3]);
     if (argc > 4) seed = std::strtoull(argv[4], nullptr, 10);
     for (const auto &part : parts) {
