@@ -12,6 +12,7 @@ import hasten
 from hasten.doors.onnx import from_proto
 from hasten.measure.peaks import Peaks, keep
 from hasten.model import Model
+from hasten.runtimes import native
 
 MODELS = Path(hasten.__file__).parent / "models"
 
@@ -29,6 +30,14 @@ def cache(tmp_path_factory) -> Path:
     os.environ["XDG_CACHE_HOME"] = str(place)
     keep(PEAKS)
     return place
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """The native engine; skipped where it was not built, never in CI."""
+    if not native.available():
+        why = "the native engine is not built: no C++ compiler, or `make native` was not run"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,15 @@ import numpy as np
 import onnx
 import pytest
 
-from hasten import check, cli, doors, packed, plan
+from hasten import Task, apply, check, cli, doors, packed, plan
 from hasten.errors import BadInput
 from hasten.folder import FINISHED, Folder
-from hasten.measure import judge, machine
+from hasten.measure import judge, kernels, machine
 from hasten.measure.judge import Timing
 from hasten.measure.process import WorkerFailed
 from hasten.model import Model
 from hasten.plan import Plan
+from hasten.runtimes import native
 from hasten.search import optimize as searching
 from tests.conftest import mlp_model, proto_of
 from tests.search.quick import quicken
@@ -716,6 +717,35 @@ def test_the_price_of_a_million_predictions(place, speeds):
     assert (found["standings"][0]["price_per_million"], found["price_per_hour"]) == (pytest.approx(1.0), 3.6)
     shown = hasten(*command).out
     assert "a million" in shown and "at 3.6 an hour, computed: seconds a call / batch" in shown
+
+
+def int8(place):
+    """A model that the native engine takes, as int8.onnx."""
+    apply("quantize_static", place / "model.onnx", Task(X)).save(place / "int8.onnx")
+
+
+@pytest.mark.skipif(not native.available(), reason="the native engine is not built: no C++ compiler")
+def test_kernels_of_models_and_of_the_grid(place, monkeypatch):
+    int8(place)
+    (found,) = parsed(hasten("benchmark", "--kernels", "int8.onnx", "--json").out)
+    assert (found["of"], found["batch"]) == ("int8.onnx", 1)
+    assert [k["shape"] for k in found["kernels"] if k["operations"]] == ["8 → 128", "128 → 4"]
+    shown = hasten("benchmark", "--kernels", "int8.onnx", "int8.onnx", "-q").out
+    assert shown.count("int8.onnx, one thread, batch 1") == 2
+    assert "peak of one core on 8 bits, measured:" in shown
+    monkeypatch.setattr(kernels, "GRID", kernels.GRID[-1:])
+    monkeypatch.setattr(kernels, "SECONDS", 0.01)
+    assert [k["shape"] for k in parsed(hasten("benchmark", "--kernels", "--json").out)[0]["kernels"]] == ["512 → 1000"]
+
+
+def test_kernels_refuse_what_has_no_meaning_for_them(place, monkeypatch):
+    refuses(place, "benchmark", says=("none was named", "give some, or --kernels"))
+    for option in (("--rounds", "3"), ("--runtime", "openvino"), ("--threads", "2"), ("--price-per-hour", "1")):
+        refuses(place, "benchmark", "--kernels", "model.onnx", *option, says=(f"{option[0]} came with --kernels", "leave one out"))
+    monkeypatch.setattr(native, "available", lambda: False)
+    ended = hasten("benchmark", "--kernels", "-q")
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err.startswith("hasten: native: the native engine was not built")
 
 
 def test_compare_under_corruption_and_with_attributions(place):

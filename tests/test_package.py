@@ -68,10 +68,10 @@ def test_the_version_is_the_installed_one():
 
 
 def test_run_template_is_python_that_needs_numpy_and_a_runtime_alone():
-    """Valid for the oldest Python that the runtimes support; a runtime is imported when it runs, and hasten where torch was chosen alone."""
+    """Valid for the oldest Python of the runtimes; a runtime is imported when it runs, hasten only for torch and the native engine."""
     tree = ast.parse(Path(run_template.__file__).read_text(), feature_version=(3, 10))
     load = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "load")
-    branch = next(n for n in load.body if isinstance(n, ast.If) and 'startswith("torch")' in ast.unparse(n.test).replace("'", '"'))
+    branch = next(n for n in load.body if isinstance(n, ast.If) and "'torch'" in ast.unparse(n.test) and "'native'" in ast.unparse(n.test))
     assert imports(ast.walk(branch)) == {"hasten"}
     load.body.remove(branch)
     anywhere, first = imports(ast.walk(tree)), imports(tree.body)

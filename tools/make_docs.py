@@ -468,6 +468,31 @@ def deep_compression_table() -> str:
     return _table(("network", "point", "bytes", "file / file", "parameters / file", "errors, clustered", "errors, tuned"), rows)
 
 
+def native_table() -> str:
+    """The native engine beside its peers on the same int8 file, a call of one sample; the last line of each model counts."""
+    last = {r["model"]: r for r in _lines("native") if r.get("batch") == 1 and "ms" in r}
+    peers = ("ORT int8", "OpenVINO int8", "ORT fp32", "OpenVINO fp32")
+    rows = [
+        (
+            name,
+            r["rounds"],
+            f"{r['ms']['native'] * 1e3:.1f} µs",
+            *(f"{r['ms'][who] * 1e3:.1f}" for who in peers),
+            f"{r['share_of_fastest_peer']:.2f} ({r['fastest_peer']})",
+            f"{r['agreement']['float, same numbers']:.0%}",
+        )
+        for name, r in last.items()
+    ]
+    return _table(("model", "processes", "native int8", *peers, "share of the fastest's time", "outputs as ORT's, bit for bit"), rows)
+
+
+def kernels_picture() -> str:
+    """The kernels beside the peak as benchmarks/kernels.py measured them last."""
+    last = _lines("kernels")[-1]
+    said = f"One thread of {last['cpu']}, level {last['isa']}, {last['date']}; the peak is {last['peak_gops']:.0f} GOP/s, measured."
+    return f"{said}\n\n![Share of the peak that each kernel reaches](kernels.svg)"
+
+
 def study_table() -> str:
     """The case study as `make study` wrote it, with its picture."""
     file = RESULTS / "study.json"
@@ -542,6 +567,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "exhaustive": exhaustive_table,
     "deep_compression": deep_compression_table,
     "study": study_table,
+    "native": native_table,
+    "kernels": kernels_picture,
 }
 
 

@@ -95,6 +95,7 @@ struct hasten_model {
     int threads = 1, max_batch = 1, together = 1;
     bool shares_samples = false;  // whether one sample is worth sharing
     size_t arena_bytes = 0;       // of one thread
+    Isa isa = SCALAR;             // that the kernels were chosen for
     Barrier barrier;
     std::atomic<int32_t> next{0};  // the first sample that no thread has taken
     std::mutex busy;
@@ -127,7 +128,8 @@ void hasten_model::prepare(const hasten_options *options) {
     const int32_t wished = options && options->threads ? options->threads : 1, most = options && options->max_batch ? options->max_batch : 1;
     if (wished < 1 || wished > MOST_THREADS) throw Failure{HASTEN_BAD_ARGUMENT, "threads is " + std::to_string(wished) + ", must be 1 to 256"};
     if (most < 1 || most > MOST_BATCH) throw Failure{HASTEN_BAD_ARGUMENT, "max_batch is " + std::to_string(most) + ", must be 1 to 1048576"};
-    program = read_program(source.data, source.size, level());
+    isa = level();
+    program = read_program(source.data, source.size, isa);
     max_batch = program.header.dynamic_batch ? most : 1;
     const size_t sample = program.header.arena_bytes;
     together = static_cast<int>(std::min<size_t>({std::max<size_t>(1, BLOCK_BYTES / std::max<size_t>(1, sample)), MOST_TOGETHER, size_t(max_batch)}));
@@ -147,6 +149,7 @@ unsigned char *hasten_model::place(const Tensor &t, unsigned char *arena, int32_
     switch (static_cast<Place>(t.place)) {
         case Place::INPUT: return static_cast<unsigned char *>(const_cast<void *>(inputs[t.port])) + size_t(first + sample) * t.bytes;
         case Place::OUTPUT: return static_cast<unsigned char *>(outputs[t.port]) + size_t(first + sample) * t.bytes;
+        case Place::CONSTANT: return const_cast<unsigned char *>(source.data) + program.header.data_at + t.offset + 4 * size_t(t.origin);
         default: return arena + t.offset * size_t(together) + size_t(sample) * t.bytes + (t.type == HASTEN_U8 ? 1 : 4) * size_t(t.origin);
     }
 }
@@ -215,7 +218,7 @@ void hasten_model::check_numbers() const {
 }
 
 void hasten_model::fill_halo(const Tensor &t, unsigned char *origin, int begin, int end) const {
-    const ptrdiff_t row = t.row, pixel = t.pixel, left = t.left * pixel, width = (ptrdiff_t{t.left} + t.w + t.right) * pixel;
+    const ptrdiff_t size = t.type == HASTEN_U8 ? 1 : 4, row = t.row * size, pixel = t.pixel * size, left = t.left * pixel, width = (ptrdiff_t{t.left} + t.w + t.right) * pixel;
     const auto whole = [&](ptrdiff_t at) { std::memset(origin + at * row - left, t.fill, size_t(width)); };
     if (begin == 0)
         for (int i = 1; i <= t.top; i++) whole(-i);
@@ -358,7 +361,7 @@ hasten_status hasten_describe(const hasten_model *model, hasten_description *des
         if (!model || !description) bad_argument("model or description is NULL");
         const Header &h = model->program.header;
         *description = {int32_t(h.inputs), int32_t(h.outputs), model->threads, model->max_batch, int32_t(h.ops), size_t(h.data_bytes),
-                        model->arena_bytes * size_t(model->threads), name(level())};
+                        model->arena_bytes * size_t(model->threads), name(model->isa)};
     });
 }
 

@@ -227,4 +227,14 @@ void quantize_pixels_scalar(const void *arguments, const void *const *in, void *
                 y[row * k.y.row + q * k.y.pixel + n] = quantize(x[row * k.x.row + q * k.x.pixel + n], k.scale[n], k.zero, k.lo, k.hi);
 }
 
+void dequantize_pixels_scalar(const void *arguments, const void *const *in, void *out, Share share) {
+    const DequantizePixels &k = *static_cast<const DequantizePixels *>(arguments);
+    const uint8_t *x = static_cast<const uint8_t *>(in[0]);
+    float *y = static_cast<float *>(out);
+    for (int row = share.row; row < share.row_end; row++)
+        for (int q = 0; q < k.w; q++)
+            for (int n = 0; n < k.c; n++)
+                y[row * k.y.row + q * k.y.pixel + n] = static_cast<float>(x[row * k.x.row + q * k.x.pixel + n] - k.zero) * k.scale;
+}
+
 }  // namespace hasten

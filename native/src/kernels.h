@@ -174,7 +174,7 @@ struct Elementwise {
     float alpha, beta;
 };
 
-enum Reduction : int32_t { SUM = 0, MEAN = 1, LARGEST = 2, L2 = 3, REDUCTIONS = 4 };
+enum Reduction : int32_t { TOTAL = 0, MEAN = 1, LARGEST = 2, L2 = 3, REDUCTIONS = 4 };
 
 // Over rows, pixels, channels where the flag is set; y has size 1 there.
 struct Reduce {
@@ -229,6 +229,14 @@ struct QuantizePixels {
     int32_t h, w, c;
     const float *scale;
     int32_t zero, lo, hi;
+};
+
+// Pixels of codes to pixels of floats.
+struct DequantizePixels {
+    Strides x, y;
+    int32_t h, w, c;
+    float scale;
+    int32_t zero;
 };
 
 // `rounds` times 16 instructions that multiply and wait for nothing. out: 256 bytes, whose last eight are the number of products.

@@ -4,6 +4,8 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "vector_avx2.h"
+#include "vector_functions.h"
 
 namespace hasten {
 namespace {
@@ -15,9 +17,6 @@ inline Vec clamp(Vec v, Vec lo, Vec hi) { return _mm256_min_epi32(_mm256_max_epi
 
 // Codes of eight channels as 32-bit numbers. Reads eight bytes, however many channels there are.
 inline Vec widen(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))); }
-
-// All ones in the first n lanes: of floats at the end of a row.
-inline Vec first_lanes(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
 
 // The first n of sixteen bytes, and not one more.
 inline void store_some(uint8_t *y, __m128i v, int n) {

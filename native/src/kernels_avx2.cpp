@@ -148,7 +148,7 @@ void quantize_f32u8_avx2(const void *arguments, const void *const *in, void *out
     const Packed packed(0, 0, 255);
     // The first `left` of eight floats: nothing behind the caller's array is read.
     const auto codes = [&](const float *from, int left) {
-        const __m256 v = _mm256_div_ps(left >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first_lanes(left)), scale);
+        const __m256 v = _mm256_div_ps(load(from, first(left)), scale);
         return _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(v, low), high)), zero);  // NaN becomes low
     };
     const auto run = [&](uint8_t *to, const float *from, int count) {

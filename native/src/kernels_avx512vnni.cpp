@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "vector_avx512.h"
+#include "vector_functions.h"
 
 namespace hasten {
 namespace {
@@ -180,19 +181,21 @@ template <int Q, int V, End END>
     }
     if (END == ANY && (k.finish == VALUES || k.finish == VALUE_CODES)) {
         const float *residual = reinterpret_cast<const float *>(r);
-        const ToCodes16 quantized(k.zero, k.lo, k.hi);
-        for (int v = 0; v < V; v++) {
+        const auto value = [&](int v, int q) {
+            const Floats product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v][q]), of(v).scale);
             const int channel = n + 16 * v;
-            const __mmask16 mask = channels_left(k.c, channel);
-            for (int q = 0; q < Q; q++) {
-                const Floats product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v][q]), of(v).scale);
-                const Floats value = end16(k.end, product, channel, residual ? residual + q * k.r.pixel + channel : residual, mask);
-                if (k.finish == VALUES)
-                    _mm512_mask_storeu_ps(static_cast<float *>(out) + at + q * k.y.pixel + 16 * v, mask, value);
-                else
-                    _mm_mask_storeu_epi8(static_cast<uint8_t *>(out) + at + q * k.y.pixel + 16 * v, mask,
-                                         quantized(value, _mm512_loadu_ps(k.step + channel)));
-            }
+            return begin_end(k.end, product, channel, residual ? residual + q * k.r.pixel + channel : residual, channels_left(k.c, channel));
+        };
+        if (k.finish == VALUES) {
+            float *y = static_cast<float *>(out) + at;
+            for (int v = 0; v < V; v++)
+                for (int q = 0; q < Q; q++) store(y + q * k.y.pixel + 16 * v, value(v, q), channels_left(channels, 16 * v));
+            if (!ended(k.end)) end_rows(k.end, y, k.y.pixel, Q, channels < 16 * V ? channels : 16 * V);
+        } else {
+            alignas(64) float values[Q * V * 16];
+            for (int v = 0; v < V; v++)
+                for (int q = 0; q < Q; q++) store(values + (q * V + v) * 16, value(v, q));
+            rows_to_codes(k, values, 16 * V, Q, n, static_cast<uint8_t *>(out) + at);
         }
         return;
     }

@@ -203,7 +203,7 @@ void peak_u8s8_scalar(const void *arguments, const void *const *in, void *out, S
     const int8_t *w = static_cast<const int8_t *>(in[1]);
     int32_t sums[16] = {};
     for (int64_t r = 0; r < k.rounds; r++)
-        for (int i = 0; i < 16; i++) sums[i] = plus(sums[i], x[i] * w[i]);
+        for (int i = 0; i < 16; i++) sums[i] = plus(sums[i], (x[i] ^ (sums[i] & 1)) * w[i]);  // of what came before: else one product would do
     for (int i = 0; i < 16; i++) static_cast<int32_t *>(out)[i] = sums[i];
     static_cast<int64_t *>(out)[31] = k.rounds * 16;
 }

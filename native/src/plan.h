@@ -12,7 +12,7 @@
 namespace hasten {
 
 constexpr char MAGIC[8] = {'h', 'a', 's', 't', 'e', 'n', 'p', 'l'};
-constexpr uint32_t VERSION = 1;
+constexpr uint32_t VERSION = 2;
 constexpr uint64_t ALIGN = 64;
 
 // Output channels of a block of packed weights, inputs that are multiplied in one step: [block][step][16][4].
@@ -31,7 +31,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 112);
 
-enum class Place : uint32_t { ARENA = 0, INPUT = 1, OUTPUT = 2 };
+enum class Place : uint32_t { ARENA = 0, INPUT = 1, OUTPUT = 2, CONSTANT = 3 };  // a constant's offset counts from data_at
 
 struct Tensor {
     uint32_t place, type;
@@ -40,7 +40,7 @@ struct Tensor {
     int32_t pixel, row, origin;    // elements from pixel to pixel, from row to row, from the beginning to pixel (0, 0)
     int32_t top, left, bottom, right;  // the halo
     int32_t fill;                  // the code of the halo
-    uint64_t offset, bytes;        // of one sample: its place in the arena (a multiple of 64), its size with halo
+    uint64_t offset, bytes;        // of one sample: its place in the arena or the constants (a multiple of 64), its size with halo
 };
 static_assert(sizeof(Tensor) == 72);
 
@@ -92,6 +92,7 @@ enum class Kind : uint32_t {
     CAST = 29,
     ARRANGE = 30,
     QUANTIZE_PIXELS = 31,
+    DEQUANTIZE_PIXELS = 32,
 };
 
 }  // namespace hasten

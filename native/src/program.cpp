@@ -9,6 +9,7 @@ namespace hasten {
 namespace {
 
 constexpr int64_t MOST = INT64_C(1) << 31;          // of any size, stride and offset: products of two of them fit 64 bits
+constexpr int32_t LARGEST = 1 << 30;                // of any one number: the sum of two of them, times a third, twice, fits 64 bits
 constexpr uint64_t MOST_ARENA = UINT64_C(1) << 36;  // bytes of one sample
 constexpr uint32_t MOST_RECORDS = 1 << 20;
 
@@ -123,6 +124,7 @@ private:
 
     void tensors() {
         const Header &h = program_.header;
+        uint64_t arena = 0;
         for (uint32_t i = 0; i < h.tensors; i++) {
             Tensor t;
             std::memcpy(&t, data_ + h.tensors_at + i * sizeof t, sizeof t);
@@ -131,13 +133,26 @@ private:
             check(t.h >= 1 && t.w >= 1 && t.c >= 1 && t.pixel >= 0 && t.row >= 0 && t.origin >= 0, "its shape or strides are negative");
             check(t.top >= 0 && t.left >= 0 && t.bottom >= 0 && t.right >= 0 && t.fill >= 0 && t.fill <= 255, "its halo is negative");
             check(t.bytes < static_cast<uint64_t>(MOST), "it is too large");
+            for (const int32_t n : {t.h, t.w, t.c, t.pixel, t.row, t.origin, t.top, t.left, t.bottom, t.right})
+                check(n < LARGEST, "its shape or strides are too large");
             const int64_t elements = static_cast<int64_t>(t.bytes) / size;
-            const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + t.c;
-            check(t.origin - int64_t{t.top} * t.row - int64_t{t.left} * t.pixel >= 0 && last <= elements, "its pixels or halo reach beyond it");
+            const int64_t first = t.origin - int64_t{t.top} * t.row - int64_t{t.left} * t.pixel;
+            // A halo is written in whole pixels, gaps included; without one a pixel ends with its channels: it may be part of wider ones.
+            const bool halo = (t.top | t.left | t.bottom | t.right) != 0;
+            const int64_t width = halo ? std::max(t.pixel, t.c) : t.c;
+            const int64_t last = t.origin + (int64_t{t.h} - 1 + t.bottom) * t.row + (int64_t{t.w} - 1 + t.right) * t.pixel + width;
+            check(first >= 0 && last <= elements, "its pixels or halo reach beyond it");
+            // Pixels that lay upon each other would let a small file ask for work without end.
+            check(int64_t{t.h} * t.w <= elements / t.c, "its pixels overlap");
             if (t.place == static_cast<uint32_t>(Place::ARENA)) {
                 check(t.offset % ALIGN == 0 && t.bytes % ALIGN == 0 && t.offset <= h.arena_bytes && t.bytes <= h.arena_bytes - t.offset,
                       "it reaches beyond the arena");
-                check(size == 1 || (t.top | t.left | t.bottom | t.right) == 0, "only codes have a halo");
+                check(t.type == HASTEN_U8 || t.type == HASTEN_F32, "the arena holds codes and floats");
+                check(size == 1 || t.fill == 0, "a halo of floats is zero");
+                arena = std::max(arena, t.offset + t.bytes);
+            } else if (t.place == static_cast<uint32_t>(Place::CONSTANT)) {
+                check(t.type == HASTEN_F32 && !halo && t.offset % ALIGN == 0 && t.offset <= h.data_bytes && t.bytes <= h.data_bytes - t.offset,
+                      "it reaches beyond the constants");
             } else {
                 const bool input = t.place == static_cast<uint32_t>(Place::INPUT);
                 check(input || t.place == static_cast<uint32_t>(Place::OUTPUT), "it lies nowhere");
@@ -146,10 +161,11 @@ private:
                 check(t.type == program_.ports[port].type, "its type is not that of its port");
                 check(t.bytes == program_.port_bytes[port] && elements / t.h / t.w == t.c && int64_t{t.c} * t.h * t.w == elements,
                       "its shape is not that of its port");
-                check((t.top | t.left | t.bottom | t.right) == 0 && t.origin == 0, "a port has no halo");
+                check(!halo && t.origin == 0, "a port has no halo");
             }
             program_.tensors.push_back(t);
         }
+        must(h.arena_bytes == arena, "it asks for more memory than its tensors take");
     }
 
     Step step(const Op &op) {
@@ -164,7 +180,7 @@ private:
         check(op.halo >= -1 && (op.halo < 0 || static_cast<uint32_t>(op.halo) < program_.header.tensors), "its halo is no tensor's");
         check(op.halo < 0 || at(op.halo).place == static_cast<uint32_t>(Place::ARENA), "only tensors of the arena have a halo");
         const Tensor &y = at(op.out);
-        check(y.place != static_cast<uint32_t>(Place::INPUT), "it writes an input");
+        check(y.place == static_cast<uint32_t>(Place::ARENA) || y.place == static_cast<uint32_t>(Place::OUTPUT), "it writes an input or constant");
         if (y.place == static_cast<uint32_t>(Place::OUTPUT)) written_[y.port] = true;
         s.rows = y.h, s.blocks = 1;
         switch (s.kind) {
@@ -187,6 +203,7 @@ private:
             case Kind::CAST: cast(op, s); break;
             case Kind::ARRANGE: arrange(op, s); break;
             case Kind::QUANTIZE_PIXELS: quantize_pixels(op, s); break;
+            case Kind::DEQUANTIZE_PIXELS: dequantize_pixels(op, s); break;
             default: bad(what_ + "this engine does not know its kind " + std::to_string(op.kind));
         }
         s.kernel = s.row->kernel;
@@ -197,6 +214,7 @@ private:
     void quantize(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_U8);
         check(x.place == static_cast<uint32_t>(Place::INPUT), "only an input is quantized");
+        arena(y);
         same_shape(x, y);
         check(op.f[0] > 0 && std::isfinite(op.f[0]), "its scale is not positive");
         codes(op.p[0], op.p[1], op.p[2]);
@@ -225,7 +243,7 @@ private:
         if (codes_out) codes(k.zero, k.lo, k.hi);
         k.unit = op.f[0];
         const int64_t blocks = (int64_t{y.c} + BLOCK - 1) / BLOCK, steps = int64_t{k.segments} * k.groups;
-        check(steps < MOST, "its sums are too long");
+        check(steps < MOST && blocks * steps < MOST, "its sums are too long");
         k.segment = blob<int32_t>(op, 0, k.segments);
         k.weights = blob<int8_t>(op, 1, blocks * steps * BLOCK * GROUP);
         scales(op, 2, blocks * BLOCK, k.finish, &k.bias, &k.scale, &k.factor, &k.shift);
@@ -271,6 +289,7 @@ private:
         if (op.blob[bias].bytes) e.bias = blob<float>(op, bias, padded);
         if (op.in[1] >= 0) {
             const Tensor &t = need(op.in[1], HASTEN_F32);
+            of_a_sample(t);
             same_shape(t, y);
             *r = strides(t);
             e.residual = 1;
@@ -342,7 +361,7 @@ private:
         k.top = op.p[4], k.left = op.p[5];
         k.average = s.kind == Kind::AVERAGE_POOL;
         windows(x, y, k.top, k.left, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w);
-        k.counts_padding = op.p[6], k.x_zero = op.p[7], k.zero = op.p[8], k.lo = op.p[9], k.hi = op.p[10];
+        k.counts_padding = k.average && op.p[6], k.x_zero = op.p[7], k.zero = op.p[8], k.lo = op.p[9], k.hi = op.p[10];
         codes(k.zero, k.lo, k.hi);
         codes(k.x_zero, 0, 255);
         k.fixed = op.p[11], k.factor = op.p[12], k.shift = op.p[13];
@@ -350,7 +369,7 @@ private:
         if (k.average) {
             check(int64_t{k.kernel_h} * k.kernel_w < (1 << 23), "its window is too large");
             if (k.fixed) check(k.shift >= 1 && k.shift <= 62, "its shift is none of 1 to 62");
-            else check(k.x_scale > 0 && k.y_scale > 0 && std::isfinite(k.x_scale) && std::isfinite(k.y_scale), "its scale is not positive");
+            else check(k.x_scale > 0 && k.y_scale > 0 && std::isfinite(k.x_scale / k.y_scale) && std::isfinite(k.y_scale), "its scale is not positive");
         }
         s.row = best(Operator::POOL, "u8", isa_);
         s.work = double(k.kernel_h) * k.kernel_w * y.h * y.w * y.c / 16;
@@ -393,6 +412,7 @@ private:
     // p: stride h, stride w, segments, length, activation. f: a, b. blobs: segments (int32), weights, bias.
     void conv_f32(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        of_a_sample(x);
         ConvF32 &k = s.conv_f32;
         k.x = {ptrdiff_t{positive(op.p[0])} * x.row, ptrdiff_t{positive(op.p[1])} * x.pixel};
         k.y = strides(y);
@@ -450,8 +470,17 @@ private:
         k.h = y.h, k.w = y.w, k.c = y.c, k.y = strides(y);
         broadcast(a, y, &k.a, &k.a_channel);
         if (k.operation != ONLY) broadcast(need(op.in[1], HASTEN_F32), y, &k.b, &k.b_channel);
+        if (y.c < BLOCK && y.h * y.w > 1 && dense(a, y) && dense(y, y) && (k.operation == ONLY || dense(at(op.in[1]), y))) {  // few channels: all as one pixel
+            check(int64_t{y.h} * y.w * y.c < LARGEST, "it is too large");
+            k.c = y.h * y.w * y.c, k.h = k.w = 1, s.rows = 1;
+        }
         s.row = best(Operator::ELEMENTWISE, "f32", isa_);
         s.work = double(y.h) * y.w * y.c * (k.activation == NO_ACTIVATION || k.activation == CLIP ? 1 : 8);
+    }
+
+    // Whether t's numbers lie together, one for each of y's.
+    static bool dense(const Tensor &t, const Tensor &y) {
+        return t.h == y.h && t.w == y.w && t.c == y.c && t.pixel == t.c && int64_t{t.row} == int64_t{t.w} * t.c;
     }
 
     void broadcast(const Tensor &t, const Tensor &y, Strides *step, ptrdiff_t *channel) const {
@@ -466,7 +495,7 @@ private:
         Reduce &k = s.reduce;
         k.x = strides(x), k.y = strides(y);
         k.h = x.h, k.w = x.w, k.c = x.c, k.over_h = op.p[0] != 0, k.over_w = op.p[1] != 0, k.over_c = op.p[2] != 0, k.operation = op.p[3];
-        check(k.operation >= SUM && k.operation < REDUCTIONS, "its operation is unknown");
+        check(k.operation >= TOTAL && k.operation < REDUCTIONS, "its operation is unknown");
         check(y.h == (k.over_h ? 1 : x.h) && y.w == (k.over_w ? 1 : x.w) && y.c == (k.over_c ? 1 : x.c), "its output has the wrong shape");
         s.row = best(Operator::REDUCE, "f32", isa_);
         s.rows = 1;
@@ -556,6 +585,7 @@ private:
     // p: zero, lo, hi. blobs: scale, padded to blocks.
     void quantize_pixels(const Op &op, Step &s) {
         const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_U8);
+        arena(y);
         same_shape(x, y);
         codes(op.p[0], op.p[1], op.p[2]);
         const float *scale = blob<float>(op, 0, (int64_t{y.c} + BLOCK - 1) / BLOCK * BLOCK);
@@ -563,6 +593,20 @@ private:
         s.row = best(Operator::QUANTIZE, "pixels", isa_);
         s.work = double(y.h) * y.w * y.c * 2;
     }
+
+    // p: zero. f: scale.
+    void dequantize_pixels(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_U8), &y = need(op.out, HASTEN_F32);
+        arena(x);
+        same_shape(x, y);
+        codes(op.p[0], 0, 255);
+        s.dequantize_pixels = {strides(x), strides(y), y.h, y.w, y.c, op.f[0], op.p[0]};
+        s.row = best(Operator::DEQUANTIZE, "pixels", isa_);
+        s.work = double(y.h) * y.w * y.c / 4;
+    }
+
+    // Samples that are computed together need one each.
+    void of_a_sample(const Tensor &t) const { check(t.place != static_cast<uint32_t>(Place::CONSTANT), "it works on a constant"); }
 
     void activation(int32_t a) const { check(a >= NO_ACTIVATION && a < ACTIVATIONS, "its activation is unknown"); }
 
@@ -630,6 +674,7 @@ private:
         *bias = blob<int32_t>(op, i, count);
         if (how == CODES || how == VALUES || how == VALUE_CODES) {
             *scale = blob<float>(op, i + 1, count);
+            for (int64_t n = 0; n < count; n++) check(std::isfinite((*scale)[n]), "a scale is not finite");
             return;
         }
         *factor = blob<int32_t>(op, i + 1, count);
@@ -647,6 +692,8 @@ private:
     Residual residual(const Op &op, int p, int f, bool fixed) const {
         const Residual r = {1, op.p[p] != 0, op.p[p + 1], op.p[p + 2], op.f[f], op.f[f + 1], op.f[f + 2], op.p[p + 3], op.p[p + 4], op.p[p + 5], op.p[p + 6]};
         codes(0, r.lo, r.hi);
+        // What the kernels round must fit 32 bits. (A NaN is not less than anything.)
+        check((std::abs(r.ra) + std::abs(r.rb)) * 255 + std::abs(r.rc) < 2e9f, "its sum does not fit 32 bits");
         if (fixed) {
             check(r.shift >= 0 && r.shift <= 30, "its shift is none of 0 to 30");
             const int64_t fa = r.fa, fb = r.fb, most = (fa < 0 ? -fa : fa) * 255 + (fb < 0 ? -fb : fb) * 255 + (r.fc < 0 ? -int64_t{r.fc} : r.fc);

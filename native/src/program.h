@@ -42,6 +42,7 @@ struct Step {
         Cast cast;
         Arrange arrange;
         QuantizePixels quantize_pixels;
+        DequantizePixels dequantize_pixels;
     };
     int32_t in[MAX_INPUTS], out, halo;  // tensors, -1: none
     int32_t rows, blocks;      // how the work can be parted

@@ -1,4 +1,5 @@
-// Functions of sixteen floats, for the AVX-512 units. Everything is in an anonymous namespace: nothing here may be shared by the linker.
+// Sixteen floats at a time, for units that are compiled for AVX-512; vector_avx2.h has the same words for eight. The arithmetic of + − × ÷ is the
+// compiler's own. Everything is in an anonymous namespace: nothing here may be shared by the linker.
 #pragma once
 
 #include <immintrin.h>
@@ -9,85 +10,53 @@ namespace hasten {
 namespace {
 
 using Floats = __m512;
+using Mask = __mmask16;
+constexpr int LANES = 16;
 
 inline Floats all(float v) { return _mm512_set1_ps(v); }
+inline Floats zeros() { return _mm512_setzero_ps(); }
+inline Mask first(int count) { return static_cast<Mask>(count >= 16 ? 0xffff : (1 << count) - 1); }
+inline Floats load(const float *p) { return _mm512_loadu_ps(p); }
+inline Floats load(const float *p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+inline void store(float *p, Floats v, Mask mask) { _mm512_mask_storeu_ps(p, mask, v); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c − a b
+inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }                   // b where one is NaN
+inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline Floats root(Floats v) { return _mm512_sqrt_ps(v); }
+inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
+inline Floats nearest(Floats v) { return _mm512_roundscale_ps(v, 0); }
+inline Floats times_power(Floats v, Floats n) { return _mm512_scalef_ps(v, n); }  // v 2^n, n whole
+inline Mask less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Floats choose(Mask mask, Floats yes, Floats no) { return _mm512_mask_blend_ps(mask, no, yes); }
+inline Floats with_sign(Floats size, Floats of) { return _mm512_xor_ps(size, _mm512_and_ps(of, all(-0.0f))); }  // size, negated where `of` is
+inline float total(Floats v) { return _mm512_reduce_add_ps(v); }
+inline float largest(Floats v) { return _mm512_reduce_max_ps(v); }
 
-inline __mmask16 first(int count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1); }
+// Whole numbers from 0 to 255, as floats, to bytes.
+inline void store_codes(uint8_t *p, Floats v, Mask mask) { _mm_mask_storeu_epi8(p, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))); }
+inline Floats load_codes(const uint8_t *p, Mask mask) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p))); }
 
-// 2^n e^r with n whole and |r| ≤ ln 2 / 2, e^r by its series to r^7: an error of about one unit in the last place.
-inline Floats exp16(Floats x) {
-    x = _mm512_max_ps(_mm512_min_ps(x, all(88.72f)), all(-104.0f));
-    const Floats n = _mm512_roundscale_ps(_mm512_mul_ps(x, all(1.44269504f)), 0);
-    const Floats r = _mm512_fnmadd_ps(n, all(-2.12194440e-4f), _mm512_fnmadd_ps(n, all(0.693359375f), x));
-    Floats p = all(1.0f / 5040);
-    constexpr float SERIES[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    for (const float c : SERIES) p = _mm512_fmadd_ps(p, r, all(c));
-    return _mm512_scalef_ps(p, n);
-}
-
-// Abramowitz and Stegun, 7.1.26: within 1.5e-7.
-inline Floats erf16(Floats x) {
-    const Floats size = _mm512_abs_ps(x), t = _mm512_div_ps(all(1.0f), _mm512_fmadd_ps(size, all(0.3275911f), all(1.0f)));
-    Floats p = all(1.061405429f);
-    constexpr float POLYNOMIAL[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-    for (const float c : POLYNOMIAL) p = _mm512_fmadd_ps(p, t, all(c));
-    const Floats value = _mm512_fnmadd_ps(_mm512_mul_ps(p, t), exp16(_mm512_mul_ps(_mm512_sub_ps(all(0.0f), size), size)), all(1.0f));
-    const __m512i sign = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN));
-    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(value), sign));
-}
-
-inline Floats sigmoid16(Floats x) { return _mm512_div_ps(all(1.0f), _mm512_add_ps(all(1.0f), exp16(_mm512_sub_ps(all(0.0f), x)))); }
-
-// 1 − 2 / (e^2x + 1); where that cancels, x − x³/3 + 2 x⁵/15.
-inline Floats tanh16(Floats x) {
-    const Floats far = _mm512_fnmadd_ps(all(2.0f), sigmoid16(_mm512_mul_ps(x, all(-2.0f))), all(1.0f)), square = _mm512_mul_ps(x, x);
-    const Floats near = _mm512_mul_ps(x, _mm512_fmadd_ps(square, _mm512_fmadd_ps(square, all(2.0f / 15), all(-1.0f / 3)), all(1.0f)));
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(x), all(0.1f), _CMP_LT_OQ), far, near);
-}
-
-inline Floats activate16(int32_t activation, Floats x, float a, float b) {
-    const Floats zero = _mm512_setzero_ps(), one = all(1.0f), half = all(0.5f);
-    switch (activation) {
-        case CLIP: return _mm512_min_ps(all(b), _mm512_max_ps(all(a), x));  // the second operand where one is NaN
-        case GELU: return _mm512_mul_ps(_mm512_mul_ps(half, x), _mm512_add_ps(one, erf16(_mm512_mul_ps(x, all(0.70710678f)))));
-        case GELU_TANH: {
-            const Floats cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
-            const Floats inner = _mm512_mul_ps(all(0.79788456f), _mm512_fmadd_ps(all(0.044715f), cube, x));
-            return _mm512_mul_ps(_mm512_mul_ps(half, x), _mm512_add_ps(one, tanh16(inner)));
+// Rows to columns: exchanges of 1, 2, 4 and 8 places, each between halves of vectors.
+inline void transpose(Floats (&m)[16]) {
+    Floats t[16];
+    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(m[i], m[i + 1]), t[i + 1] = _mm512_unpackhi_ps(m[i], m[i + 1]);
+    for (int i = 0; i < 16; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            const __m512d low = _mm512_castps_pd(t[i + j]), high = _mm512_castps_pd(t[i + j + 2]);
+            m[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), m[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
         }
-        case SIGMOID: return sigmoid16(x);
-        case TANH: return tanh16(x);
-        case SILU: return _mm512_mul_ps(x, sigmoid16(x));
-        case HARD_SIGMOID: return _mm512_max_ps(zero, _mm512_min_ps(one, _mm512_fmadd_ps(all(a), x, all(b))));
-        case HARD_SWISH: return _mm512_mul_ps(x, _mm512_max_ps(zero, _mm512_min_ps(one, _mm512_fmadd_ps(x, all(1.0f / 6), half))));
-        case LEAKY_RELU: return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ), x, all(a));
-        case ELU: return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ), _mm512_sub_ps(exp16(x), one), all(a));
-        case EXP: return exp16(x);
-        case SQRT: return _mm512_sqrt_ps(x);
-        case ERF: return erf16(x);
-        case ABS: return _mm512_abs_ps(x);
-        case NEG: return _mm512_sub_ps(zero, x);
-        default: return x;
+    }
+    for (int i = 0; i < 4; i++) {  // now m[4 g + i], lane l holds column 4 l + i of rows 4 g … 4 g + 3
+        t[i] = _mm512_shuffle_f32x4(m[i], m[4 + i], 0x88), t[4 + i] = _mm512_shuffle_f32x4(m[i], m[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_f32x4(m[8 + i], m[12 + i], 0x88), t[12 + i] = _mm512_shuffle_f32x4(m[8 + i], m[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        m[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88), m[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd);
+        m[4 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88), m[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd);
     }
 }
-
-// What becomes of a layer's values for the channels from n on; r: the residual's address for them.
-[[gnu::always_inline]] inline Floats end16(const End &end, Floats value, int n, const float *r, __mmask16 mask) {
-    if (end.bias) value = _mm512_add_ps(value, _mm512_loadu_ps(end.bias + n));
-    if (end.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, r));
-    return end.activation == NO_ACTIVATION ? value : activate16(end.activation, value, end.a, end.b);
-}
-
-// Codes of floats: clip(round(x / s) + z).
-struct ToCodes16 {
-    Floats low, high;
-    __m512i zero;
-    ToCodes16(int z, int lo, int hi) : low(all(static_cast<float>(lo - z))), high(all(static_cast<float>(hi - z))), zero(_mm512_set1_epi32(z)) {}
-    __m512i wide(Floats x, Floats scale) const {
-        return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_div_ps(x, scale), low), high)), zero);
-    }
-    __m128i operator()(Floats x, Floats scale) const { return _mm512_cvtepi32_epi8(wide(x, scale)); }
-};
 
 }  // namespace
 }  // namespace hasten

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 
+import numpy as np
 import pytest
 
 from hasten import runtimes
@@ -11,10 +12,11 @@ from hasten.advise.roofline import MEMORY, OVERHEAD, roofline
 from hasten.advise.rules import LINES, RULES, advise
 from hasten.advise.traits import Traits, traits
 from hasten.doors.onnx import load_onnx
-from hasten.runtimes import Target
+from hasten.runtimes import Target, native
 from hasten.search.budget import Budget
 from hasten.search.candidates import candidates
 from tests.conftest import PEAKS, mlp_model, model_of
+from tests.lower.quantized import Net
 
 CNN = Traits(
     conv=0.98, depthwise=0.1, product=0.02, recurrent=0.0, attention=False, embedding=0.0, nodes=100, parameters=3_500_000, macs=300_000_000,
@@ -26,7 +28,11 @@ TINY = {"latency": 3e-5, "overhead": 7e-6, "roof": 1.5e-5, "macs": 1_000_000}
 DENSE = {"conv": 0.0, "product": 1.0, "depthwise": 0.0}
 ORT = {"runtimes": ("onnxruntime",), "openvino_call": None}
 PLAIN = {"int8_dot": False, "bf16": False}
+NATIVE = {"runtimes": ("onnxruntime", "openvino", "native"), "native": True}
 CASES = {
+    "quantized, native": ({"quantized": True, **NATIVE}, "graph · native · 2T"),
+    "convolutional, native, int8": (NATIVE, "int8 static · native · 2T"),
+    "perceptron, native, int8": ({**DENSE, **TINY, **NATIVE}, "int8 static · native · 2T"),
     "quantized, OpenVINO pays": ({"quantized": True}, "graph · openvino · 2T"),
     "quantized": ({"quantized": True, **ORT}, "graph · onnxruntime · 2T"),
     "nothing to compute": ({**DENSE, "macs": 500, "latency": 6e-6, "roof": 1e-8, "bound": OVERHEAD}, "graph · onnxruntime · 1T"),
@@ -61,7 +67,7 @@ def test_each_rule_leads_where_it_should(rule):
 def test_every_line_is_a_candidate_that_optimize_tries(case):
     """By its very name, at these threads and hints; and its command is one line that a shell takes apart."""
     t = dataclasses.replace(CNN, **CASES[case][0])
-    tried = {c.name for c in candidates(Budget(), Target(t.threads), t.latency or 1.0, judged=t.lossy)}
+    tried = {c.name for c in candidates(Budget(), Target(t.threads), t.latency or 1.0, judged=t.lossy, quantized=t.quantized)}
     lines = advise(t, "my model.onnx")
     assert 1 <= len(lines) <= LINES
     assert len({line.command for line in lines}) == len(lines)
@@ -92,6 +98,12 @@ def test_a_runtime_that_may_not_be_used_is_not_advised():
     assert {line.runtime for line in advise(dataclasses.replace(CNN, **ORT))} == {"onnxruntime"}
 
 
+def test_the_native_engine_s_gain_is_not_bounded_by_the_call_of_others():
+    first = advise(dataclasses.replace(CNN, **DENSE, **TINY, **NATIVE))[0]
+    assert first.gain == (2.5, 9.0)
+    assert "that of onnxruntime 7 µs" in first.reason
+
+
 def seen(model, latency, **more):
     found = known_facts(model)
     return traits(model, found, roofline(found, PEAKS, latency), PEAKS, threads=2, **more)
@@ -110,9 +122,27 @@ def test_traits_of_a_perceptron_and_of_the_digits_cnn(digits_cnn):
     assert not dataclasses.replace(cnn, openvino_call=1e-6, runtimes=("onnxruntime",)).openvino
 
 
-def test_traits_of_attention_recurrence_and_quantized_weights():
-    import numpy as np
+@pytest.mark.usefixtures("engine")
+def test_whether_the_native_engine_takes_a_model(digits_cnn, monkeypatch):
+    """By the operators of a float model, by the lowering of a quantized one; never where its kernels are scalar or it may not be used."""
+    from hasten import _native
 
+    monkeypatch.setattr(_native, "isa", lambda: "avx512vnni")
+    assert seen(load_onnx(digits_cnn), 3e-5).native
+    assert not seen(load_onnx(digits_cnn), 3e-5, runtimes=("onnxruntime",)).native
+    net = Net(3, 8, 6, 6)
+    x = net.conv(net.first, 8, 3)
+    assert seen(net.model(x), 3e-5).native
+    softmax = "m (float[N, 8] x) => (float[N, 4] y) { s = MatMul (x, w)\n y = Softmax (s) }"
+    assert not seen(model_of(softmax, {"w": np.ones((8, 4))}), 1e-5).native
+    monkeypatch.setattr(_native, "isa", lambda: "scalar")
+    assert not seen(load_onnx(digits_cnn), 3e-5).native
+    monkeypatch.setattr(native, "available", lambda: False)
+    t = seen(load_onnx(digits_cnn), 3e-5)
+    assert ("native" in t.runtimes, t.native) == (False, False)
+
+
+def test_traits_of_attention_recurrence_and_quantized_weights():
     attention = model_of(
         """m (float[N, 4, 8] x) => (float[N, 4, 8] y) {
             q = MatMul (x, w)

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 LEVELS = ("avx512vnni", "avx2", "scalar")
-PARTS = [(part, level) for part in ("arguments", "damage", "hostile", "threads", "fork") for level in LEVELS]
+PARTS = [(part, level) for part in ("arguments", "damage", "crafted", "hostile", "threads", "fork") for level in LEVELS]
 
 
 @pytest.mark.parametrize("part, level", [p for p in PARTS if p != ("threads", "scalar")])  # which takes more than a minute

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from hasten import check, plan
 from hasten.doors.onnx import from_proto
@@ -724,6 +725,8 @@ def graphs() -> st.SearchStrategy[onnx.ModelProto]:
 # --- what every pass must do with every graph
 
 PASSES = tuple(row for row in plan.TECHNIQUES if row.folder == "passes" and row.name != "to_float16")
+FREED = ("Missing Input: ", "Trying to get a TensorSeq, but got: (null)")
+"""What onnxruntime says of an If in a valid model where it has freed a value that a branch reads."""
 ALLOWED = {Effect.EQUIVALENT: check.BITS, Effect.ROUNDING: check.FLOAT32}
 
 
@@ -757,17 +760,19 @@ def check_passes(proto: onnx.ModelProto, whole: bool = False) -> Counter[str]:
         if (after := fingerprint(made)) == before:
             continue
         fired[row.name] += 1
-        _check_result(row.name, check.FLOAT32 if scans else ALLOWED[row.effect], model, made, feeds, expected)
+        fired["run by the reference"] += _check_result(
+            row.name, check.FLOAT32 if scans else ALLOWED[row.effect], model, made, feeds, expected
+        )
         again = row.apply(made, row.settings(), None)
         assert fingerprint(again) == after, f"{row.name}: a second run changes the graph"
     for row in PASSES:
         chain = row.apply(chain, row.settings(), None)
     if fingerprint(chain) != before:
-        _check_result("all in a row", check.FLOAT32, model, chain, feeds, expected)
+        fired["run by the reference"] += _check_result("all in a row", check.FLOAT32, model, chain, feeds, expected)
     if whole:
         fired["simplify"] += 1
         simple = simplify(model, passes(), checked=False).model
-        _check_result("simplify", check.FLOAT32, model, simple, feeds, expected)
+        fired["run by the reference"] += _check_result("simplify", check.FLOAT32, model, simple, feeds, expected)
         again = simplify(simple, passes(), checked=False).model
         assert fingerprint(again) == fingerprint(simple), "simplify: a second run changes the graph"
     fired["nodes before"] = sum(1 for _ in all_nodes(model.ir.graph))
@@ -775,7 +780,9 @@ def check_passes(proto: onnx.ModelProto, whole: bool = False) -> Counter[str]:
     return fired
 
 
-def _check_result(name: str, within: check.Tolerance, model: Model, made: Model, feeds, expected) -> None:
+def _check_result(name: str, within: check.Tolerance, model: Model, made: Model, feeds, expected) -> bool:
+    """Whether onnx's reference had to compute it, because onnxruntime frees a value too early: it rounds otherwise, within FLOAT32."""
+    freed = False
     assert (made.inputs, [o.name for o in made.outputs]) == (model.inputs, [o.name for o in model.outputs]), (
         f"{name}: inputs or outputs changed"
     )
@@ -784,12 +791,19 @@ def _check_result(name: str, within: check.Tolerance, model: Model, made: Model,
         check_names(made)
         onnx.checker.check_model(made.to_bytes(), full_check=True)
         session = check.oracle(made)
-        found = [session.run(None, feed) for feed in feeds]
+        try:
+            found = [session.run(None, feed) for feed in feeds]
+        except Exception as e:
+            if not any(text in str(e) for text in FREED):
+                raise
+            freed, within = True, check.FLOAT32
+            found = [ReferenceEvaluator(onnx.load_from_string(made.to_bytes())).run(None, feed) for feed in feeds]
     except Exception as e:
         raise AssertionError(f"{name}: what it makes is not valid: {type(e).__name__}: {e}") from e
     for one, other in zip(expected, found, strict=True):
         for port, a, b in zip(model.outputs, one, other, strict=True):
             agree(f"{name}: output {port.name}", a, b, within)
+    return freed
 
 
 def check_names(model: Model) -> None:

@@ -268,6 +268,26 @@ def test_resolve_shapes_decides_conditions_on_known_sizes_and_fold_branches_take
     assert operators(after("fold_branches", made)) == ["Relu", "Neg", "Sigmoid", "Add"]
 
 
+# --- fold_constants
+
+
+def test_fold_constants_takes_a_branch_by_a_size_that_only_an_identity_behind_tells():
+    before = model_of(
+        """g (float[1, 4] x) => (float[1, 1, 4] y) {
+            carried, each = Loop (turns, yes, x) <body = turn (int64 i, bool c, float[1, 4] s)
+                => (bool c2, float[1, 4] s2, float[1, 4] s3) { c2 = Identity (c) s2 = Tanh (s) s3 = Neg (s) }>
+            shape = Shape (each)
+            size = Gather (shape, first)
+            three = Equal (size, wanted)
+            i = If (three) <then_branch = t () => (float[1, 1, 4] r) { r = Relu (each) },
+                            else_branch = e () => (float[1, 1, 4] q) { q = Identity (each) }>
+            y = Sigmoid (i)
+        }""",
+        {"turns": np.array(1), "yes": np.array(True), "first": np.array(0), "wanted": np.array(3)},
+    )
+    assert operators(after("fold_constants", before)) == ["Loop", "Sigmoid"]
+
+
 # --- fold_branches
 
 

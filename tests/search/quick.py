@@ -34,6 +34,7 @@ def few_candidates(change: Callable[[Any, str, Any], None] = setattr) -> None:
     assert len(few) == 2
     change(candidates, "RECIPES", few)
     change(candidates, "SMALL_MODEL", 0.0)
+    change(candidates, "NATIVE_SMALL", 0.0)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import hasten
 from hasten.measure import judge
 from hasten.measure.judge import Timing
 from hasten.runtimes import DEFAULT, Target, native
+from hasten.search import candidates as search_candidates
 from hasten.search.budget import Budget
 from hasten.search.candidates import ORIGINAL, RECIPES, TRAINED, Candidate, candidates
 from hasten.search.result import Outcome
@@ -77,6 +78,20 @@ def test_a_recipe_that_leaves_the_model_float_is_no_candidate_there():
     assert tried() == {r.name for r in RECIPES if r.name.startswith("int8") and r.name != "int8 dynamic"}
     assert tried(TRAINED) == {r.name for r in TRAINED if "int8" in r.name}
     assert {"original", "graph"} <= tried(quantized=True)
+
+
+def test_one_thread_is_tried_for_longer_calls_than_elsewhere(monkeypatch):
+    monkeypatch.setattr(search_candidates, "SMALL_MODEL", 1e-4)
+    monkeypatch.setattr(search_candidates, "NATIVE_SMALL", 1e-3)
+
+    def tried(seconds, threads=2):
+        found = candidates(Budget(), Target(threads), seconds, True)
+        return sorted((c.runtime, c.target.threads) for c in found if c.recipe.name == "int8 static" and c.target.precision == "float32")
+
+    rest = [("onnxruntime", 2), ("openvino", 2)]
+    assert tried(5e-4) == [("native", 1), ("native", 2), *rest]
+    assert tried(5e-3) == [("native", 2), *rest]
+    assert tried(5e-4, threads=1) == [("native", 1), ("onnxruntime", 1), ("openvino", 1)]
 
 
 def test_floats_are_measured_where_floats_run():

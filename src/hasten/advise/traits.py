@@ -13,6 +13,7 @@ from hasten.graph import constant
 from hasten.measure.machine import cores, machine
 from hasten.measure.peaks import Peaks
 from hasten.model import Model
+from hasten.runtimes import DEFAULT, native
 
 INT8_DOT = frozenset(("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"))
 """Instruction sets that multiply 8-bit codes and add them to 32-bit sums in one step."""
@@ -32,7 +33,8 @@ class Traits:
     conv, depthwise, product, recurrent: shares of convolutions (depthwise ones counted apart too), of products with weights, of recurrent
     layers. attention: products of two activations followed by a Softmax are there. embedding: share of the weights' bytes that are tables.
     latency: None where nothing was timed. overhead: seconds of the call and of the nodes in onnxruntime. bound: compute, memory or overhead.
-    openvino_call: the least that a call of OpenVINO takes, None where it is not installed or not asked for.
+    openvino_call: the least that a call of OpenVINO takes, None where it is not installed or not asked for. native: whether hasten's own engine may
+    be used, has more than scalar kernels for this processor, and takes the model as it is or will be when quantized.
     """
 
     conv: float
@@ -64,6 +66,7 @@ class Traits:
     threads: int
     batch: int
     lossy: bool
+    native: bool = False
 
     @property
     def openvino(self) -> bool:
@@ -81,12 +84,32 @@ PAYS = 4.0
 and onnxruntime's int8 brings as much without it. A CNN of 4 M multiply-accumulates at 2.4 lost to onnxruntime's int8, a ResNet-20 at 8 won."""
 
 
+GONE = frozenset(("BatchNormalization", "Cast", "Constant", "Dropout", "Gather", "Shape", "Transpose", "Unsqueeze"))
+"""Operators that the native engine lacks and the clean-up of every recipe folds away in most models."""
+
+
+def _installed(runtime: str) -> bool:
+    return native.available() if runtime == "native" else importlib.util.find_spec(runtime) is not None
+
+
+def _native_takes(model: Model, quantized: bool) -> bool:
+    """Whether the native engine has kernels for all of it: asked of a quantized model, told by the operators of one that is float yet."""
+    from hasten import _native, lower
+    from hasten.lower.lowering import RULES
+
+    if _native.isa() == "scalar":
+        return False
+    if quantized:
+        return not lower.unsupported(model)
+    return all(n.domain == "" and (n.op_type in RULES or n.op_type in GONE) for n in model.ir.graph)
+
+
 def traits(
     model: Model,
     facts: Facts,
     roof: Roofline,
     peaks: Peaks,
-    runtimes: Sequence[str] = ("onnxruntime", "openvino"),
+    runtimes: Sequence[str] = DEFAULT,
     threads: int | None = None,
     batch: int = 1,
     lossy: bool = True,
@@ -101,7 +124,8 @@ def traits(
     tables = {n.inputs[0] for n in nodes if n.op_type == "Gather" and n.inputs[0] is not None and n.inputs[0].is_initializer()}
     table_bytes = sum(v.const_value.nbytes for v in tables if v.const_value is not None)
     widths = {r.bits for r in facts.rows if r.op in MATRIX and r.bits is not None}
-    isa = set(machine().isa)
+    isa, quantized = set(machine().isa), bool(widths) and min(widths) <= 8
+    usable = tuple(r for r in runtimes if _installed(r))
     return Traits(
         conv=share[CONVOLUTIONS],
         depthwise=sum(r.macs or 0 for r in facts.rows if r.name in depthwise) / total,
@@ -114,7 +138,7 @@ def traits(
         macs=facts.macs,
         weight_bytes=facts.weight_bytes,
         intensity=facts.intensity,
-        quantized=bool(widths) and min(widths) <= 8,
+        quantized=quantized,
         float16=16 in widths,
         transposes=counts["Transpose"],
         batch_norms=counts["BatchNormalization"],
@@ -128,8 +152,9 @@ def traits(
         openvino_call=peaks.openvino_call,
         int8_dot=bool(isa & INT8_DOT),
         bf16=bool(isa & BF16),
-        runtimes=tuple(r for r in runtimes if importlib.util.find_spec(r) is not None),
+        runtimes=usable,
         threads=threads or cores(),
         batch=batch,
         lossy=lossy,
+        native="native" in usable and _native_takes(model, quantized),
     )

@@ -238,7 +238,8 @@ def run_plan(
     print_line(f"{place / MODEL}: {len(done.steps)} techniques, {(place / MODEL).stat().st_size} bytes, digest {made.digest[:16]}")
 
 
-FORMS = ("onnx", "packed", "c")
+FORMS = ("onnx", "packed", "c", "plan")
+PLAN_SUFFIX = ".plan"
 """What `convert` writes."""
 
 
@@ -255,8 +256,8 @@ def convert(
         str | None,
         typer.Option(
             "--to",
-            help="onnx; packed: few bytes for storage, which every verb reads; c: C99 for microcontrollers, of an int8 model. By default as "
-            "OUT is called.",
+            help="onnx; packed: few bytes for storage, which every verb reads; c: C99 for microcontrollers, of an int8 model; plan: what the "
+            "native engine's C interface loads, of an int8 model. By default as OUT is called.",
         ),
     ] = None,
     name: Annotated[
@@ -281,6 +282,8 @@ def convert(
     [bold]hasten convert model.onnx small.packed --to packed[/]
 
     [bold]hasten convert int8.onnx firmware/ --to c --data digits.npz[/]
+
+    [bold]hasten convert int8.onnx digits.plan[/]
     """
     from hasten import doors, packed
     from hasten.folder import MANIFEST, MODEL, PACKED, C, Folder, unwritable
@@ -288,7 +291,8 @@ def convert(
 
     if to is not None and to not in FORMS:
         raise BadInput(f"--to {to!r} is not understood; expected one of {', '.join(FORMS)}")
-    source, form = model, to or ("packed" if out is not None and out.endswith(packed.SUFFIX) else "onnx")
+    by_name = {packed.SUFFIX: "packed", PLAN_SUFFIX: "plan"}
+    source, form = model, to or next((f for suffix, f in by_name.items() if out is not None and out.endswith(suffix)), "onnx")
     for option in ("name", "data", "labels", "label", "preprocess", "force"):
         if form != "c" and is_given(context, option):
             raise BadInput(f"--{option} is for C code; give --to c too, or leave it out")
@@ -296,7 +300,7 @@ def convert(
         folder = Folder(Path(model))
         folder.check()
         source = str(folder.file(MODEL))
-        out = str(folder.file({"packed": PACKED, "c": C}[form])) if out is None and form != "onnx" else out
+        out = str(folder.file({"packed": PACKED, "c": C}[form])) if out is None and form in ("packed", "c") else out
     if out is None:
         raise BadInput("convert writes one file, and none was named; give it as `hasten convert MODEL OUT`")
     if form == "onnx" and out.endswith(packed.SUFFIX):
@@ -309,6 +313,8 @@ def convert(
             lines = _write_c(loaded.model, Path(out), name or stem(source), options.task(), force)
         elif form == "onnx":
             save(loaded.model, out)
+        elif form == "plan":
+            lines = [_write_plan(loaded.model, Path(out))]
         else:
             try:
                 found = packed.save(loaded.model, out)
@@ -318,11 +324,27 @@ def convert(
         print_line(note)
     if form == "packed":
         print_line(f"size: {sizes(found)}")
-    if form == "c":
+    if form in ("c", "plan"):
         for line in lines:
             print_line(line)
         return
     print_line(f"{out}: {len(loaded.model.ir.graph)} nodes, inputs {ports(loaded.model.inputs)}, outputs {ports(loaded.model.outputs)}")
+
+
+def _write_plan(model: Any, place: Path) -> str:
+    """Write the native engine's plan file; the line that tells of it."""
+    from hasten.folder import unwritable, write_atomically
+    from hasten.lower import lower
+    from hasten.report.numbers import size
+
+    plan = lower(model)
+    data = plan.to_bytes()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, data)
+    except OSError as e:
+        raise unwritable(place, e, "give a place that can") from e
+    return f"{place}: a plan of {len(plan.ops)} kernels, {size(len(data))}, for the native engine (hasten_load in C)"
 
 
 def _write_c(model: Any, place: Path, name: str, task: Any, force: bool) -> list[str]:

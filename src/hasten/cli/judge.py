@@ -37,12 +37,13 @@ from hasten.cli.options import (
     TestOpt,
     ThreadsOpt,
     enter,
+    is_given,
     print_json,
     print_line,
     samples_alone,
     telling,
 )
-from hasten.errors import ClaimFailed, Inconclusive, Unsupported
+from hasten.errors import BadInput, ClaimFailed, Inconclusive, Unsupported
 
 
 def evaluate(
@@ -85,7 +86,14 @@ def evaluate(
 
 
 def benchmark(
-    models: Annotated[list[str], typer.Argument(help="Models, or folders that hasten wrote; the first is compared with.")],
+    context: typer.Context,
+    models: Annotated[list[str] | None, typer.Argument(help="Models, or folders that hasten wrote; the first is compared with.")] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels", help="What each kernel of the native engine does in a second: of int8 models; of a fixed list where none is named."
+        ),
+    ] = False,
     data: DataOpt = None,
     runtime: RuntimeOpt = "onnxruntime",
     rounds: RoundsOpt = 6,
@@ -106,11 +114,24 @@ def benchmark(
     [bold]hasten benchmark lenet.onnx lenet.hasten[/]
 
     [bold]hasten benchmark a.onnx b.onnx --runtime openvino --batch 8[/]
+
+    [bold]hasten benchmark --kernels int8.onnx[/]
     """
     from hasten.measure.benchmark import benchmark as measure
     from hasten.measure.contestant import feeds_for
     from hasten.report.terminal import show_benchmark
 
+    if kernels:
+        for option in NOT_OF_KERNELS:
+            if is_given(context, option):
+                raise BadInput(
+                    f"--{option.replace('_', '-')} came with --kernels, which times the native engine alone, on one thread; leave one out"
+                )
+        options = DataOptions(data, None, labels, label, preprocess)
+        _benchmark_kernels(models or [], options, shape, example_input, batch, quiet, as_json)
+        return
+    if not models:
+        raise BadInput("benchmark times models, and none was named; give some, or --kernels for the kernels of the native engine")
     with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
         contestants = [enter(m, Path(private), runtime, threads, batch, shape, example_input) for m in models]
         task = DataOptions(data, None, labels, label, preprocess).task()
@@ -122,6 +143,33 @@ def benchmark(
         show_benchmark(found)
     if all(s.failed for s in found.standings):
         raise Unsupported(f"none of the models could be run: {found.standings[0].name}: {found.standings[0].failed}")
+
+
+NOT_OF_KERNELS = ("runtime", "rounds", "threads", "price_per_hour")
+
+
+def _benchmark_kernels(
+    models: list[str], options: DataOptions, shape: list[str] | None, example: str | None, batch: int | None, quiet: bool, as_json: bool
+) -> None:
+    """Time the kernels of these models, or of the grid."""
+    from hasten.measure import kernels
+    from hasten.measure.contestant import feeds_for
+    from hasten.report.terminal import show_kernels
+
+    with telling(as_json, quiet), tempfile.TemporaryDirectory(prefix="hasten-") as private:
+        found = []
+        for source in models:
+            entered = enter(source, Path(private), "native", 1, batch, shape, example)
+            task = options.task()
+            feeds = feeds_for(entered, task.bind(entered.model) if task else None)
+            found.append(kernels.of_model(Path(source).name, entered.model, feeds, entered.subject.target.batch))
+        if not models:
+            found.append(kernels.of_grid())
+    if as_json:
+        print_json([f.to_json() for f in found])
+    else:
+        for one in found:
+            show_kernels(one)
 
 
 def compare(

@@ -184,6 +184,8 @@ class _Lowering:
         scale, zero = constant(quantizer.inputs[1]), constant(quantizer.inputs[2]) if len(quantizer.inputs) > 2 else np.zeros((), np.uint8)
         if scale is None or zero is None or scale.size != 1:
             raise Cannot("activations are quantized with one constant scale and zero point")
+        if not (scale > 0).all():
+            raise Cannot(f"its scale is {scale.reshape(())}; a scale is a positive number")
         if zero.dtype != np.uint8:
             raise Cannot(f"it quantizes to {zero.dtype}; the native engine's activations are uint8")
         return Quantization(float(scale.reshape(())), int(zero.reshape(())))

@@ -16,9 +16,9 @@ import numpy as np
 
 from hasten.graph import Array
 
-MAGIC, VERSION, ALIGN = b"hastenpl", 1, 64
+MAGIC, VERSION, ALIGN = b"hastenpl", 2, 64
 TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 4, "int64": 5}
-MAX_DIMS, MAX_INPUTS, NUMBERS, FLOATS, BLOBS = 8, 4, 24, 8, 5
+MAX_DIMS, MAX_INPUTS, NUMBERS, FLOATS, BLOBS = 8, 4, 24, 8, 6
 
 HEADER = struct.Struct("<8sIIQIIIIIIQQQQQQQQ")
 TENSOR = struct.Struct("<III6i4iiQQ")

@@ -53,9 +53,13 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
 
     changed = 0
     with _quiet():
-        while folded():
-            changed += 1
-            infer_missing(edited)
+        known, again = _known(edited), True
+        while again:
+            if again := folded():
+                changed += 1
+                infer_missing(edited)
+            # The folder gives what an Identity reads the shape of what it writes, too late for the nodes that it has passed by then.
+            again, known = again or _known(edited) > known, _known(edited)
     edit = Edit(edited)
     for body in [f.graph for f in edited.functions.values() if f.graph.initializers]:
         # Those of a branch that was taken: a function has none.
@@ -74,6 +78,14 @@ def fold_constants(model: Model, settings: FoldConstants, task: BoundTask | None
         if n.op_type in GENERATORS and all(v is None or v.is_initializer() for v in n.inputs)
     ]
     return model.then(edited, Step("fold_constants", dataclasses.asdict(settings), changed, tuple(skipped)))
+
+
+def _known(edited: ir.Model) -> int:
+    """How much is known of the shapes that Identities read."""
+    bodies: list[ir.Graph | ir.Function] = [edited.graph, *edited.functions.values()]
+    nodes = (node for body in bodies for node in all_nodes(body))
+    shapes = [node.inputs[0].shape for node in nodes if node.op_type == "Identity" and node.inputs[0] is not None]
+    return sum(1 + sum(isinstance(d, int) for d in shape) for shape in shapes if shape is not None)
 
 
 def _write_shape(node: ir.Node, edit: Edit) -> bool:

@@ -13,6 +13,7 @@ from hasten.folder import C
 from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
 from hasten.measure.cost import FORMULA
+from hasten.measure.kernels import Kernels
 from hasten.measure.verify import Claim
 from hasten.report import extras, words
 from hasten.report.numbers import count, seconds, size
@@ -169,6 +170,26 @@ def show_benchmark(found: Benchmark) -> None:
     )
     if found.price_per_hour is not None:
         console.print(f"price of a million predictions at {found.price_per_hour:g} an hour, computed: {FORMULA}", soft_wrap=True)
+
+
+def show_kernels(found: Kernels) -> None:
+    """The kernels in order of execution; what they do together in the end."""
+    table = Table("layer", "kernel", "shape", "time", "GOP/s", "of the peak", box=None)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for k in found.kernels:
+        rate, share = ("", "") if k.rate is None or k.share is None else (f"{k.rate / 1e9:.0f}", f"{k.share:.0%}")
+        table.add_row(k.name, k.kernel, k.shape, seconds(k.seconds), rate, share)
+    console = screen()
+    console.print(f"{found.of}, one thread, batch {found.batch}", markup=False)
+    console.print(table)
+    layers = [k for k in found.kernels if k.operations]
+    total, spent = sum(k.operations for k in layers), sum(k.seconds for k in layers)
+    console.print(
+        f"peak of one core on 8 bits, measured: {found.peak / 1e9:.0f} GOP/s ({found.isa}); all layers together {total / spent / 1e9:.0f} GOP/s, "
+        f"{total / spent / found.peak:.0%}. Times are the best of many calls; a product and its sum are two operations",
+        soft_wrap=True,
+    )
 
 
 def show_comparison(found: Comparison, before: str, after: str) -> None:

@@ -177,6 +177,11 @@ def recipes(budget: Budget) -> tuple[Recipe, ...]:
     return tuple(r for r in RECIPES if not budget.recipes or r is ORIGINAL or r.name in budget.recipes)
 
 
+NATIVE_SMALL = 50 * SMALL_MODEL
+"""The same bound for the native engine. Its threads wait for each other behind every layer, a few µs apart: where another process has one of the
+cores, a call on two threads may take some times that on one (seen: 66 µs against 21, and 12 where both cores are free)."""
+
+
 def one_thread_too(target: Target, baseline_seconds: float) -> bool:
     """Whether the model is so small that one thread is tried beside the target's."""
     return target.threads > 1 and baseline_seconds < SMALL_MODEL
@@ -195,6 +200,7 @@ def candidates(
     `quantized`: the original is already, so that the native engine may take it as it is.
     """
     threads = [target.threads] + ([1] if one_thread_too(target, baseline_seconds) else [])
+    native = [target.threads] + ([1] if target.threads > 1 and baseline_seconds < NATIVE_SMALL else [])
     for recipe in recipes(budget) if of is None else of:
         for runtime in budget.runtimes:
             if runtime == "native" and not quantized and all(name not in STATIC for name, _ in recipe.steps):
@@ -202,7 +208,7 @@ def candidates(
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:
                     continue
-                for count in threads:
+                for count in native if runtime == "native" else threads:
                     candidate = Candidate(recipe, runtime, dataclasses.replace(target, precision=precision, threads=count))
                     is_baseline = recipe is ORIGINAL and runtime == "onnxruntime" and count == target.threads
                     if not is_baseline and (judged or not candidate.lossy):

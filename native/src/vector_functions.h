@@ -1,0 +1,104 @@
+// Functions of vectors of floats: include it behind vector_avx512.h or vector_avx2.h. activate.h has the same, number by number.
+#pragma once
+
+#include "kernels.h"
+
+namespace hasten {
+namespace {
+
+// 2^n e^r with n whole and |r| ≤ ln 2 / 2, e^r by its series to r^7: an error of about one unit in the last place.
+inline Floats exponential(Floats x) {
+    x = max(min(all(88.72f), x), all(-104.0f));
+    const Floats n = nearest(x * all(1.44269504f));
+    const Floats r = fnma(n, all(-2.12194440e-4f), fnma(n, all(0.693359375f), x));
+    Floats p = all(1.0f / 5040);
+    constexpr float SERIES[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    for (const float c : SERIES) p = fma(p, r, all(c));
+    return times_power(p, n);
+}
+
+// Abramowitz and Stegun, 7.1.26: within 1.5e-7.
+inline Floats error_function(Floats x) {
+    const Floats size = magnitude(x), t = all(1.0f) / fma(size, all(0.3275911f), all(1.0f));
+    Floats p = all(1.061405429f);
+    constexpr float POLYNOMIAL[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    for (const float c : POLYNOMIAL) p = fma(p, t, all(c));
+    return with_sign(fnma(p * t, exponential(zeros() - size * size), all(1.0f)), x);
+}
+
+inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exponential(zeros() - x)); }
+
+// 1 − 2 / (e^2x + 1); where that cancels, x − x³/3 + 2 x⁵/15.
+inline Floats hyperbolic_tangent(Floats x) {
+    const Floats far = fnma(all(2.0f), sigmoid(x * all(-2.0f)), all(1.0f)), square = x * x;
+    const Floats near = x * fma(square, fma(square, all(2.0f / 15), all(-1.0f / 3)), all(1.0f));
+    return choose(less(magnitude(x), all(0.1f)), near, far);
+}
+
+inline Floats activate(int32_t activation, Floats x, float a, float b) {
+    const Floats one = all(1.0f), half = all(0.5f);
+    switch (activation) {
+        case CLIP: return min(all(b), max(all(a), x));
+        case GELU: return half * x * (one + error_function(x * all(0.70710678f)));
+        case GELU_TANH: return half * x * (one + hyperbolic_tangent(all(0.79788456f) * fma(all(0.044715f), x * x * x, x)));
+        case SIGMOID: return sigmoid(x);
+        case TANH: return hyperbolic_tangent(x);
+        case SILU: return x * sigmoid(x);
+        case HARD_SIGMOID: return max(zeros(), min(one, fma(all(a), x, all(b))));
+        case HARD_SWISH: return x * max(zeros(), min(one, fma(x, all(1.0f / 6), half)));
+        case LEAKY_RELU: return choose(less(x, zeros()), x * all(a), x);
+        case ELU: return choose(less(x, zeros()), (exponential(x) - one) * all(a), x);
+        case EXP: return exponential(x);
+        case SQRT: return root(x);
+        case ERF: return error_function(x);
+        case ABS: return magnitude(x);
+        case NEG: return zeros() - x;
+        default: return x;
+    }
+}
+
+inline Floats combine(int32_t operation, Floats a, Floats b) {
+    switch (operation) {
+        case ADD_F32: return a + b;
+        case SUB: return a - b;
+        case MUL: return a * b;
+        case DIV: return a / b;
+        case MAX: return max(a, b);
+        case MIN: return min(a, b);
+        default: return a;
+    }
+}
+
+// clip(round(x / s) + z), as numerics.quantize: NaN becomes the least code.
+struct ToCode {
+    Floats low, high, zero;
+    ToCode(int z, int lo, int hi) : low(all(static_cast<float>(lo - z))), high(all(static_cast<float>(hi - z))), zero(all(static_cast<float>(z))) {}
+    Floats operator()(Floats x, Floats scale) const { return nearest(min(high, max(x / scale, low))) + zero; }
+};
+
+// A layer's values for the channels from n on, but for activations that take their time; r: the residual's address for them.
+[[gnu::always_inline]] inline Floats begin_end(const End &end, Floats value, int n, const float *r, Mask mask) {
+    if (end.bias) value = value + load(end.bias + n);
+    if (end.residual) value = value + load(r, mask);
+    return end.activation == CLIP ? min(all(end.b), max(all(end.a), value)) : value;
+}
+
+inline bool ended(const End &end) { return end.activation == NO_ACTIVATION || end.activation == CLIP; }
+
+// And these, where the values lie: a tile that called them for each of its sums would be mostly they.
+[[gnu::noinline]] inline void end_rows(const End &end, float *y, ptrdiff_t pixel, int pixels, int channels) {
+    for (int q = 0; q < pixels; q++, y += pixel)
+        for (int n = 0; n < channels; n += LANES) store(y + n, activate(end.activation, load(y + n, first(channels - n)), end.a, end.b), first(channels - n));
+}
+
+// Values of a tile (`wide` apart) through the activation to codes.
+[[gnu::noinline]] inline void rows_to_codes(const Conv &k, float *values, int wide, int pixels, int n, uint8_t *y) {
+    const int channels = k.c - n < wide ? k.c - n : wide;
+    if (!ended(k.end)) end_rows(k.end, values, wide, pixels, wide);
+    const ToCode code(k.zero, k.lo, k.hi);
+    for (int q = 0; q < pixels; q++, values += wide, y += k.y.pixel)
+        for (int i = 0; i < channels; i += LANES) store_codes(y + i, code(load(values + i), load(k.step + n + i)), first(channels - i));
+}
+
+}  // namespace
+}  // namespace hasten
