@@ -473,6 +473,7 @@ private:
         if (y.c < BLOCK && y.h * y.w > 1 && dense(a, y) && dense(y, y) && (k.operation == ONLY || dense(at(op.in[1]), y))) {  // few channels: all as one pixel
             check(int64_t{y.h} * y.w * y.c < LARGEST, "it is too large");
             k.c = y.h * y.w * y.c, k.h = k.w = 1, s.rows = 1;
+            k.a_channel = k.b_channel = 1;
         }
         s.row = best(Operator::ELEMENTWISE, "f32", isa_);
         s.work = double(y.h) * y.w * y.c * (k.activation == NO_ACTIVATION || k.activation == CLIP ? 1 : 8);

@@ -95,13 +95,13 @@ def _installed(runtime: str) -> bool:
 def _native_takes(model: Model, quantized: bool) -> bool:
     """Whether the native engine has kernels for all of it: asked of a quantized model, told by the operators of one that is float yet."""
     from hasten import _native, lower
-    from hasten.lower.lowering import RULES
+    from hasten.lower.lowering import OPERATORS
 
     if _native.isa() == "scalar":
         return False
     if quantized:
         return not lower.unsupported(model)
-    return all(n.domain == "" and (n.op_type in RULES or n.op_type in GONE) for n in model.ir.graph)
+    return all(n.domain == "" and (n.op_type in OPERATORS or n.op_type in GONE) for n in model.ir.graph)
 
 
 def traits(

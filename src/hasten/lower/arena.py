@@ -13,7 +13,7 @@ def lives(ops: Sequence[Any]) -> dict[Tensor, tuple[int, int]]:
     found: dict[Tensor, tuple[int, int]] = {}
     for i, op in enumerate(ops):
         for tensor in (op.y, *op.reads):
-            if tensor.root.port is None:
+            if tensor.root.port is None and tensor.root.constant is None:
                 first, _ = found.get(tensor.root, (i, i))
                 found[tensor.root] = (first, i)
     return found

@@ -8,12 +8,13 @@ import functools
 import numpy as np
 
 from hasten.graph import Array
+from hasten.lower.float_ops import End, padded
 from hasten.lower.plan import Record, Tensor
 from hasten.numerics import addition, addition_fixed, fixed_multiplier
 from hasten.patches import Slide
 
 BLOCK, GROUP, DEPTHWISE_BLOCK = 16, 4, 64
-CODES, CODES_FIXED, VALUES, VALUES_FIXED = range(4)
+CODES, CODES_FIXED, VALUES, VALUES_FIXED, VALUE_CODES = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +126,24 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conv(Layer):
-    """A convolution, Gemm or MatMul of uint8 codes with int8 weights (channels, inputs, kernel h, kernel w), perhaps with a residual sum."""
+    """A convolution, Gemm or MatMul of uint8 codes with int8 weights (channels, inputs, kernel h, kernel w), perhaps with a residual sum.
+
+    Where floats come out (`to` is None) `end` is what becomes of them. step: they are quantized then, with this scale for each channel, float32
+    (channels,); `to` has the zero point.
+    """
 
     add: Sum | None = None
+    end: End | None = None
+    step: Array | None = None
 
     @property
     def reads(self) -> tuple[Tensor, ...]:
-        return (self.x,) if self.add is None else (self.x, self.add.other)
+        beside = () if self.end is None else self.end.reads
+        return (self.x, *beside) if self.add is None else (self.x, self.add.other)
+
+    @property
+    def finish(self) -> int:
+        return VALUE_CODES if self.step is not None else super().finish
 
     def segments(self) -> tuple[Array, Array]:
         """(offsets int32 (S,), weights (channels, S, run)): the runs of inputs that lie together, from an output's first pixel on.
@@ -166,7 +178,12 @@ class Conv(Layer):
         if self.add is not None:
             numbers += self.add.numbers(self.fixed)
             floats += tuple(float(f) for f in self.add.factors)
-        return Record(2, numbers, floats, (offsets, packed.astype(np.int8), *self.ends(order)))
+        blobs = (offsets, packed.astype(np.int8), *self.ends(order))
+        if self.end is not None:
+            numbers += (0,) * (15 - len(numbers)) + (self.end.activation.number,)
+            floats += (0.0, 0.0, 0.0, *self.end.floats)
+            blobs += (self.end.blob(), *(() if self.step is None else (padded(self.step.astype(np.float32), 1.0),)))
+        return Record(2, numbers, floats, blobs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

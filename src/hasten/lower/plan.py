@@ -24,7 +24,7 @@ HEADER = struct.Struct("<8sIIQIIIIIIQQQQQQQQ")
 TENSOR = struct.Struct("<III6i4iiQQ")
 OP = struct.Struct(f"<Ii{MAX_INPUTS}ii{NUMBERS}i{FLOATS}f4x{2 * BLOBS}Q")
 PORT = struct.Struct(f"<QQIi{MAX_DIMS}q")
-ARENA, INPUT, OUTPUT = 0, 1, 2
+ARENA, INPUT, OUTPUT, CONSTANT = range(4)
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,7 +32,8 @@ class Tensor:
     """h rows of w pixels of c channels. `stride` (rows, pixels) is counted in the strides of `base`, from its pixel `start`, channel `channel`.
 
     halo: top, left, bottom, right; only a base has one, and it grows while the model is lowered. fill: the halo's code. wide: channels that a
-    pixel takes, c or more. port: (INPUT or OUTPUT, number) for what the caller gives or gets, in planes.
+    pixel takes, c or more. port: (INPUT or OUTPUT, number) for what the caller gives or gets: an image in planes, else row by row. constant: float32
+    (h, w, c), stored in the plan. dense: a view of all of `base`, which has no halo, as another shape over the same numbers in the same order.
     """
 
     h: int
@@ -46,6 +47,9 @@ class Tensor:
     start: tuple[int, int] = (0, 0)
     stride: tuple[int, int] = (1, 1)
     channel: int = 0
+    constant: Array | None = None
+    dense: bool = False
+    flat: bool = False
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     offset: int = 0
 
@@ -61,11 +65,15 @@ class Tensor:
     @property
     def pixel(self) -> int:
         """Elements from a pixel to the next."""
+        if self.dense:
+            return self.c
         return self.base.pixel * self.stride[1] if self.base is not None else max(self.wide, self.c)
 
     @property
     def row(self) -> int:
         """Elements from a row to the next."""
+        if self.dense:
+            return self.w * self.c
         if self.base is not None:
             return self.base.row * self.stride[0]
         return (self.halo[1] + self.w + self.halo[3]) * self.pixel
@@ -80,18 +88,27 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Of one sample, with the halo; in the arena a multiple of 64."""
-        if self.port is not None:
-            return self.h * self.w * self.c * self.item
         root = self.root
+        if self.port is not None or root.constant is not None:
+            return self.h * self.w * self.c * self.item
+        if root.port is not None:
+            return root.bytes
         return -(-(root.halo[0] + root.h + root.halo[2]) * root.row * root.item // ALIGN) * ALIGN
 
     def need_halo(self, top: int, left: int, bottom: int, right: int) -> None:
         """Let the halo be at least so wide."""
+        assert not self.flat
         self.halo = tuple(max(a, b) for a, b in zip(self.halo, (top, left, bottom, right), strict=True))  # type: ignore[assignment]
 
     def view(self, h: int, w: int, c: int, start: tuple[int, int] = (0, 0), stride: tuple[int, int] = (1, 1), channel: int = 0) -> Tensor:
         """A part of this tensor, or another look at it."""
         return Tensor(h, w, c, self.type, self.fill, base=self, start=start, stride=stride, channel=channel)
+
+    def as_shape(self, h: int, w: int, c: int) -> Tensor:
+        """The same numbers in the same order in another shape; the memory never gets a halo then."""
+        assert not any(self.root.halo) and h * w * c == self.h * self.w * self.c
+        self.root.flat = True
+        return Tensor(h, w, c, self.type, self.fill, base=self, dense=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +172,9 @@ class Plan:
         tensors = self.tensors
         number = {t: i for i, t in enumerate(tensors)}
         data = _Constants()
+        for tensor in tensors:
+            if tensor.root.constant is not None:
+                tensor.root.offset, _ = data.add(tensor.root.constant)
         last = {op.y.root: i for i, op in enumerate(self.ops)}
         ops = []
         for i, op in enumerate(self.ops):
@@ -211,7 +231,7 @@ class _Constants:
 
 
 def _tensor(t: Tensor) -> bytes:
-    kind, port = t.port or (ARENA, 0)
+    kind, port = t.root.port or (CONSTANT if t.root.constant is not None else ARENA, 0)
     halo = (0, 0, 0, 0) if t.base is not None else t.halo
     return TENSOR.pack(kind, TYPES[t.type], port, t.h, t.w, t.c, t.pixel, t.row, t.origin, *halo, t.fill, t.root.offset, t.bytes)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from hasten import plan, runtimes
+from hasten import passes, plan, runtimes
 from hasten.model import Model
 from hasten.plan import Effect, Plan, PlannedStep
 from hasten.quantize import VARIANTS
@@ -18,21 +18,8 @@ SMALL_MODEL = 1e-4
 
 Steps = tuple[tuple[str, dict[str, Any]], ...]
 
-CLEAN: Steps = tuple(
-    (name, {})
-    for name in (
-        "cleanup",
-        "fold_constants",
-        "resolve_shapes",
-        "fold_branches",
-        "remove_noops",
-        "fuse_operators",
-        "simplify_algebra",
-        "push_transposes",
-        "fold_activations",
-    )
-)
-FOLD: Steps = tuple((name, {}) for name in ("fold_affine", "fold_batchnorm", "fold_scales", "merge_linear"))
+CLEAN: Steps = tuple((name, {}) for name in passes.CLEAN)
+FOLD: Steps = tuple((name, {}) for name in passes.FOLD)
 GRAPH: Steps = (*CLEAN, *FOLD)
 
 

@@ -1,0 +1,502 @@
+"""Rules for nodes that compute on floats."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.graph import Array, constant, scalar, sole_consumer
+from hasten.lower import float_ops as ops
+from hasten.lower.code_rules import reshape, transpose
+from hasten.lower.ends import activation_of, tail
+from hasten.lower.float_ops import IDENTITY
+from hasten.lower.plan import INPUT, Tensor
+from hasten.lower.walk import SIZES, Cannot, Rules, Value, Walk, Weight, bounds_of, image, pixels
+from hasten.patches import Slide, each, slide
+
+POINT = Slide((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+"""A window of one pixel."""
+
+
+def _weight(it: Walk, node: ir.Node, index: int) -> Array:
+    """A stored weight in float32; one of int8 codes is dequantized here, once."""
+    source = node.inputs[index]
+    found = constant(source)
+    if found is None:
+        known = it.values.get(source.name or "") if source is not None else None
+        if not isinstance(known, Weight):
+            raise Cannot("both its operands are computed" if known is not None else "its weight is no constant")
+        axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)) else 0
+        shape = [1] * known.codes.ndim
+        shape[axis] = -1
+        return np.asarray(known.codes * known.scale.reshape(shape), np.float32)
+    if found.dtype != np.float32:
+        raise Cannot(f"its weight is {found.dtype}; the native engine computes in float32")
+    return found
+
+
+def _stored_bias(it: Walk, node: ir.Node, channels: int) -> Array | None:
+    """A layer's own bias."""
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return None
+    stored = constant(node.inputs[2])
+    if stored is None:
+        known = it.values.get(node.inputs[2].name or "")
+        if not isinstance(known, Weight):
+            raise Cannot("its bias is computed")
+        stored = np.asarray(known.codes.reshape(-1) * known.scale.reshape(-1), np.float32)
+    found = np.broadcast_to(stored.reshape(-1).astype(np.float32), (channels,)) if stored.size in (1, channels) else None
+    if found is None:
+        raise Cannot(f"its bias has the shape {stored.shape}, not one number for each of {channels} channels")
+    return found
+
+
+def _conv(it: Walk, node: ir.Node) -> None:
+    x, weight = it.floats(node, 0), _weight(it, node, 1)
+    if len(x.shape) != 3 or weight.ndim != 4:
+        raise Cannot("only two-dimensional convolutions are lowered")
+    how, group = slide(node, weight.shape[2:], x.shape[1:]), node.attributes.get_int("group", 1)
+    if any(p < 0 for pad in how.pads for p in pad):
+        raise Cannot("it has negative padding")
+    _layer(it, node, x, weight, how, group)
+
+
+def _layer(it: Walk, node: ir.Node, x: Value, weight: Array, how: Slide, group: int = 1) -> None:
+    channels, shape = len(weight), it.shape(node)
+    behind = tail(it, node, shape, _stored_bias(it, node, channels), codes=False)
+    y = pixels(shape, "float32")
+    base = _halo(it, x.tensor, how, y)
+    if group == x.tensor.c == channels and group > 1:
+        it.ops.append(ops.DepthwiseF32(base, y, weight[:, 0], how, behind.end))
+    elif group == 1:
+        it.ops.append(ops.ConvF32(base, y, weight, how, behind.end))
+    else:
+        inputs, outputs = x.tensor.c // group, channels // group
+        for g in range(group):
+            some = slice(g * outputs, (g + 1) * outputs)
+            part, goal = base.view(base.h, base.w, inputs, channel=g * inputs), y.view(y.h, y.w, outputs, channel=g * outputs)
+            it.ops.append(ops.ConvF32(part, goal, weight[some], how, behind.end.some(some)))
+    behind.name(it, y, shape)
+
+
+def _halo(it: Walk, tensor: Tensor, how: Slide, y: Tensor) -> Tensor:
+    """The input with a halo of zeros for the padding: its own, or that of a copy where it can't have one."""
+    (top, _), (left, _) = how.pads
+    (span_h, span_w), (stride_h, stride_w) = how.spans, how.strides
+    bottom = (y.h - 1) * stride_h + span_h - top - tensor.h
+    right = (y.w - 1) * stride_w + span_w - left - tensor.w
+    if max(top, left, bottom, right) <= 0:
+        return tensor
+    if tensor.base is not None or tensor.flat or tensor.port is not None:
+        copy = Tensor(tensor.h, tensor.w, tensor.c, "float32")
+        it.ops.append(ops.Elementwise(tensor, copy))
+        tensor = copy
+    tensor.need_halo(top, left, max(bottom, 0), max(right, 0))
+    return tensor
+
+
+def _gemm(it: Walk, node: ir.Node) -> None:
+    x, weight = it.floats(node, 0), _weight(it, node, 1)
+    if weight.ndim != 2 or len(x.shape) not in (1, 2):
+        raise Cannot(
+            f"it multiplies {('batch', *x.shape)} by {weight.shape}; the native engine multiplies vectors and sequences by stored matrices"
+        )
+    if node.op_type == "Gemm":
+        a = node.attributes
+        if a.get_int("transA", 0) != 0 or a.get_float("beta", 1.0) != 1:
+            raise Cannot("it has beta or transA")
+        weight = np.float32(a.get_float("alpha", 1.0)) * (weight if a.get_int("transB", 0) else weight.T)
+    else:
+        weight = weight.T
+    t = x.tensor
+    if len(x.shape) == 2:
+        _layer(it, node, x, weight[:, :, None, None], POINT)
+    else:  # behind a Flatten, a Gemm is a convolution whose window is the whole image
+        _layer(it, node, x, np.ascontiguousarray(weight).reshape(len(weight), t.c, t.h, t.w), dataclasses.replace(POINT, kernel=(t.h, t.w)))
+
+
+def _batch_norm(it: Walk, node: ir.Node) -> None:
+    """y = x · γ / √(variance + ε) + …: one tap of a depthwise convolution."""
+    x = it.floats(node, 0)
+    stored = [constant(v) for v in node.inputs[1:5]]
+    if any(s is None for s in stored) or len(node.outputs) > 1:
+        raise Cannot("its parameters are computed, or it trains")
+    gamma, beta, mean, variance = (s.astype(np.float64) for s in stored if s is not None)
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    if x.tensor.c != len(scale):
+        raise Cannot("it normalizes other than the channels")
+    shape = it.shape(node)
+    behind = tail(it, node, shape, (beta - mean * scale).astype(np.float32), codes=False)
+    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
+    it.ops.append(ops.DepthwiseF32(x.tensor, y, scale.astype(np.float32)[:, None, None], POINT, behind.end))
+    behind.name(it, y, shape)
+
+
+def _pool(it: Walk, node: ir.Node) -> None:
+    x = it.floats(node, 0)
+    if len(x.shape) != 3 or len(node.outputs) > 1:
+        raise Cannot("only two-dimensional pools with one result are lowered")
+    average, whole = "Average" in node.op_type, node.op_type.startswith("Global")
+    sizes = (x.tensor.h, x.tensor.w)
+    how = dataclasses.replace(POINT, kernel=sizes) if whole else slide(node, each(node, "kernel_shape", 2), sizes)
+    if any(d != 1 for d in how.dilations) or any(p >= k for (p, _), k in zip(how.pads, how.kernel, strict=True)):
+        raise Cannot("it has dilations, or padding as wide as its window")
+    if average and not whole and node.attributes.get_int("ceil_mode", 0) != 0:
+        raise Cannot("an average with ceil_mode is not lowered")
+    shape = it.shape(node)
+    y = pixels(shape, "float32")
+    if any((o - 1) * s - p >= n for o, s, (p, _), n in zip((y.h, y.w), how.strides, how.pads, sizes, strict=True)):
+        raise Cannot("a window lies wholly in the padding")
+    it.put(ops.PoolF32(x.tensor, y, average, how, node.attributes.get_int("count_include_pad", 0) != 0), node, None, Value(y, None, shape))
+
+
+def _elementwise(it: Walk, node: ir.Node) -> None:
+    """A function of two, the smaller repeated; an activation behind it goes along."""
+    shape = it.shape(node)
+    if len(node.inputs) != 2:
+        raise Cannot("it has more or fewer than two operands")
+    if all(it.values.get(v.name or "") is None for v in node.inputs if v is not None):
+        raise Cannot("both its operands are constants: fold it first, with `hasten simplify`")
+    found = [_operand(it, node, i, shape) for i in range(2)]
+    c, h, w = image(shape)
+    flat = [v for v in found if v.tensor.h * v.tensor.w > 1 and len(v.shape) == 1]
+    if flat:  # flattened images on both sides, in one order
+        if len(flat) < 2 or len({(v.tensor.h, v.tensor.w, v.tensor.c) for v in flat}) > 1:
+            raise Cannot("it joins a flattened image with what is none")
+        c, h, w = flat[0].tensor.c, flat[0].tensor.h, flat[0].tensor.w
+    a, b = (v.tensor for v in found)
+    if any(size not in (1, wanted) for t in (a, b) for size, wanted in zip((t.c, t.h, t.w), (c, h, w), strict=True)):
+        raise Cannot(f"it broadcasts {found[0].shape} and {found[1].shape}")
+    behind = _activation_behind(node)
+    y = Tensor(h, w, c, "float32")
+    it.ops.append(ops.Elementwise(a, y, b, node.op_type, behind[0]))
+    it.values.update(dict.fromkeys(behind[1], Value(y, None, shape)))
+
+
+def _operand(it: Walk, node: ir.Node, index: int, shape: tuple[int, ...]) -> Value:
+    """An operand that is repeated to (batch, *shape)."""
+    stored = constant(node.inputs[index])
+    if stored is None:
+        found = it.floats(node, index)
+        if len(found.shape) != len(shape):
+            raise Cannot(f"it broadcasts {found.shape} to {shape}: other axes than the batch's meet it")
+        return found
+    if stored.dtype != np.float32 or stored.ndim > len(shape) + 1 or (stored.ndim == len(shape) + 1 and len(stored) != 1):
+        raise Cannot(f"it has a constant of {stored.dtype} {stored.shape}")
+    sizes = ((1,) * len(shape) + stored.shape)[-len(shape) :] if shape else ()
+    return Value(_constant(stored.reshape(sizes)), None, sizes)
+
+
+def _constant(array: Array) -> Tensor:
+    """A constant of a shape without the batch, pixel by pixel."""
+    c, h, w = image(array.shape)
+    lying = array.transpose(1, 2, 0) if array.ndim == 3 else array.reshape(h, w, c)
+    return Tensor(h, w, c, "float32", constant=np.ascontiguousarray(lying, np.float32))
+
+
+def _activation_behind(node: ir.Node) -> tuple[ops.Activation, tuple[str, ...]]:
+    """(what the node's only reader does to each number, if it is an activation; the names of what is computed then)."""
+    reader, name = sole_consumer(node.outputs[0]), node.outputs[0].name or ""
+    function = activation_of(reader) if reader is not None else None
+    return (IDENTITY, (name,)) if reader is None or function is None else (function, (name, reader.outputs[0].name or ""))
+
+
+def _activation(it: Walk, node: ir.Node) -> None:
+    x, function = it.floats(node, 0), activation_of(node)
+    if function is None:
+        bounds_of(node)
+        raise Cannot("its parameters are not constants")
+    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
+    it.put(ops.Elementwise(x.tensor, y, activation=function), node, None, Value(y, None, x.shape))
+
+
+def _reduce(it: Walk, node: ir.Node) -> None:
+    x = it.floats(node, 0)
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else node.attributes.get_ints("axes", None)
+    if given is None or (x.tensor.h * x.tensor.w > 1 and len(x.shape) == 1):
+        raise Cannot("its axes are not constants, or it reduces a flattened image")
+    rank = len(x.shape)
+    axes = {int(a) % (rank + 1) for a in np.asarray(given).reshape(-1)}
+    if not axes or 0 in axes:
+        raise Cannot("it reduces the batch")
+    letters = {1: "c", 2: "hc", 3: "chw"}[rank]
+    over = {letters[a - 1] for a in axes}
+    t, kept = x.tensor, tuple(1 if a + 1 in axes else size for a, size in enumerate(x.shape))
+    h, w, c = (1 if letter in over else size for letter, size in zip("hwc", (t.h, t.w, t.c), strict=True))
+    y = Tensor(h, w, c, "float32")
+    it.ops.append(ops.Reduce(t, y, ("h" in over, "w" in over, "c" in over), node.op_type))
+    it.values[node.outputs[0].name or ""] = it.reshaped(Value(y, None, kept), it.shape(node))
+
+
+def _softmax(it: Walk, node: ir.Node) -> None:
+    x = it.floats(node, 0)
+    rank = len(x.shape)
+    axis = node.attributes.get_int("axis", -1) % (rank + 1)
+    if axis != (1 if rank == 3 else rank) or rank == 0 or (rank == 1 and x.tensor.h * x.tensor.w > 1):
+        raise Cannot("it runs over another axis than the channels")
+    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
+    it.put(ops.Softmax(x.tensor, y), node, None, Value(y, None, x.shape))
+
+
+def _norm(it: Walk, node: ir.Node) -> None:
+    """LayerNormalization, RMSNormalization, and onnxruntime's of a sum (see `fuse_attention`), over the channels of vectors and sequences."""
+    skip = node.op_type.startswith("Skip")
+    rms = node.op_type in ("RMSNormalization", "SkipSimplifiedLayerNormalization")
+    x = it.floats(node, 0)
+    axis = node.attributes.get_int("axis", -1) % (len(x.shape) + 1)
+    if len(x.shape) not in (1, 2) or axis != len(x.shape) or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
+        raise Cannot("only the last axis of vectors and sequences is normalized")
+    parameters = [constant(v) for v in node.inputs[1 + skip :]]
+    if not parameters or any(p is None or p.size != x.tensor.c for p in parameters[: 1 if rms else 2]):
+        raise Cannot("its scale and bias are not constants, one number for each channel")
+    if any(o.uses() or o.is_graph_output() for o in node.outputs[1 : 3 if skip else None]):
+        raise Cannot("its mean or deviation is read")
+    total, other = x.tensor, _operand(it, node, 1, x.shape).tensor if skip else None
+    if other is not None and (other.h, other.c) != (total.h, total.c):
+        raise Cannot("it broadcasts what it adds")
+    if skip and (parameters[2 - rms :] or (len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()))):
+        bias = parameters[2 - rms] if parameters[2 - rms :] else None
+        if bias is not None:
+            total, other = _sum(it, total, _constant(bias.reshape(-1))), other
+        if len(node.outputs) > 3:
+            total, other = _sum(it, total, other), None
+            it.values[node.outputs[3].name or ""] = Value(total, None, x.shape)
+    y = Tensor(total.h, total.w, total.c, "float32")
+    gamma, beta = parameters[0], None if rms or len(parameters) < 2 else parameters[1]
+    assert gamma is not None
+    epsilon = node.attributes.get_float("epsilon", 1e-5 if not skip else 1e-12)
+    it.put(
+        ops.Norm(total, y, gamma.reshape(-1), None if beta is None else beta.reshape(-1), epsilon, other, rms),
+        node,
+        None,
+        Value(y, None, x.shape),
+    )
+
+
+def _sum(it: Walk, a: Tensor, b: Tensor | None) -> Tensor:
+    assert b is not None
+    y = Tensor(a.h, a.w, a.c, "float32")
+    it.ops.append(ops.Elementwise(a, y, b, "Add"))
+    return y
+
+
+def _attention(it: Walk, node: ir.Node) -> None:
+    """MultiHeadAttention as `fuse_attention` writes it: Q, K, V (batch, positions, heads · size), a mask that is added to the scores."""
+    if any(v is not None for v in (*node.inputs[3:5], *node.inputs[6:])) or len(node.outputs) > 1:
+        raise Cannot("it has a bias, a padding mask or past keys")
+    queries, keys, values = (it.floats(node, i) for i in range(3))
+    heads = node.attributes.get_int("num_heads", 0)
+    if any(len(v.shape) != 2 or heads < 1 or v.shape[1] % heads for v in (queries, keys, values)):
+        raise Cannot("its queries, keys and values are not (batch, positions, heads · size)")
+    scale = node.attributes.get_float("scale", 0.0) or 1 / math.sqrt(queries.shape[1] // heads)
+    bias = (
+        _mask(it, node.inputs[5], heads, queries.shape[0], keys.shape[0]) if len(node.inputs) > 5 and node.inputs[5] is not None else None
+    )
+    shape = (queries.shape[0], values.shape[1])
+    y = pixels(shape, "float32")
+    tensors = (queries.tensor, keys.tensor, values.tensor)
+    it.put(ops.Attention(*tensors, y, heads, scale, bias), node, None, Value(y, None, shape))
+
+
+def _mask(it: Walk, source: ir.Value, heads: int, queries: int, keys: int) -> Tensor:
+    """What is added to the scores, as rows for heads, pixels for queries, channels for keys; of size 1 where it is the same for all."""
+    stored = constant(source)
+    if stored is not None:
+        if stored.ndim != 4 or len(stored) != 1:
+            raise Cannot("its mask differs from sample to sample")
+        found = np.ascontiguousarray(stored[0], np.float32)
+        tensor = Tensor(found.shape[0], found.shape[1], found.shape[2], "float32", constant=found)
+    else:
+        value = it.values.get(source.name or "")
+        if not isinstance(value, Value) or len(value.shape) != 3 or value.shape[0] != 1:
+            raise Cannot("its mask is computed for each head")
+        value = it.as_floats(value)
+        rows = it.reshaped(value, (value.shape[1], value.shape[2])).tensor  # one head for all
+        tensor = rows.as_shape(1, rows.h, rows.c) if rows.h > 1 else rows
+    if tensor.h not in (1, heads) or tensor.w not in (1, queries) or tensor.c != keys:
+        raise Cannot(f"its mask has the shape {(tensor.h, tensor.w, tensor.c)}")
+    return tensor
+
+
+def _gather(it: Walk, node: ir.Node) -> None:
+    """Rows of a stored table by numbers of the caller's; or one position of a sequence."""
+    table, axis = constant(node.inputs[0]), node.attributes.get_int("axis", 0)
+    if table is None:
+        _position(it, node)
+        return
+    numbers = it.value(node, 1)
+    if numbers is SIZES:
+        it.values[node.outputs[0].name or ""] = SIZES
+        return
+    direct = isinstance(numbers, Value) and numbers.tensor.type == "int64" and numbers.tensor.port is not None
+    if not direct or len(numbers.shape) != 1 or table.ndim != 2 or axis != 0 or table.dtype != np.float32:
+        raise Cannot("only rows of a float32 table are looked up, by an input of whole numbers")
+    shape = it.shape(node)
+    y = pixels(shape, "float32")
+    it.put(ops.Gather(numbers.tensor, y, table), node, None, Value(y, None, shape))
+
+
+def _position(it: Walk, node: ir.Node) -> None:
+    if it.value(node, 0) is SIZES:
+        it.values[node.outputs[0].name or ""] = SIZES
+        return
+    x, index = it.floats(node, 0), constant(node.inputs[1])
+    if index is None or index.size != 1 or len(x.shape) != 2 or node.attributes.get_int("axis", 0) % 3 != 1:
+        raise Cannot("only one position of a sequence is taken, by a constant")
+    at = int(index.reshape(())) % x.shape[0]
+    t = _inside(it, x.tensor)
+    part = t.view(1, 1, t.c, (at, 0))
+    kept = Value(part, None, (1, t.c))
+    it.values[node.outputs[0].name or ""] = kept if index.ndim == 1 else dataclasses.replace(kept, shape=(t.c,))
+
+
+def _inside(it: Walk, tensor: Tensor) -> Tensor:
+    """The tensor in the arena, where parts of it can be read."""
+    if tensor.root.port is None and not tensor.dense:
+        return tensor
+    copy = Tensor(tensor.h, tensor.w, tensor.c, "float32")
+    it.ops.append(ops.Elementwise(tensor, copy))
+    return copy
+
+
+def _cast(it: Walk, node: ir.Node) -> None:
+    x = it.value(node, 0)
+    if x is SIZES:
+        it.values[node.outputs[0].name or ""] = SIZES
+        return
+    to = node.attributes.get_int("to", 0)
+    if not isinstance(x, Value) or to != ir.DataType.FLOAT:
+        raise Cannot("only casts to float32 are lowered")
+    if x.tensor.type != "int64":
+        it.values[node.outputs[0].name or ""] = it.as_floats(x)
+        return
+    if len(x.shape) == 3 and x.tensor.port is not None and x.tensor.port[0] == INPUT and x.tensor.c > 1 and x.tensor.h * x.tensor.w > 1:
+        raise Cannot("it casts an image of whole numbers")
+    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
+    it.put(ops.Cast(x.tensor, y), node, None, Value(y, None, x.shape))
+
+
+def _shape(it: Walk, node: ir.Node) -> None:
+    it.values[node.outputs[0].name or ""] = SIZES
+
+
+def _expand(it: Walk, node: ir.Node) -> None:
+    """Repeats; where all readers repeat by themselves, nothing."""
+    x, shape = it.floats(node, 0), it.shape(node)
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(x.shape) != len(shape):
+        raise Cannot("it adds an axis")
+    if readers and not node.outputs[0].is_graph_output() and all(r.op_type in REPEAT or r.op_type == "MultiHeadAttention" for r in readers):
+        it.values[node.outputs[0].name or ""] = x
+        return
+    c, h, w = image(shape)
+    y = Tensor(h, w, c, "float32")
+    it.put(ops.Elementwise(x.tensor, y), node, None, Value(y, None, shape))
+
+
+def _concat(it: Walk, node: ir.Node) -> None:
+    if any(it.values.get(v.name or "") is SIZES for v in node.inputs if v is not None):
+        it.values[node.outputs[0].name or ""] = SIZES
+        return
+    parts = [it.floats(node, i) for i in range(len(node.inputs))]
+    shape = it.shape(node)
+    axis = node.attributes.get_int("axis", 1) % (1 + len(shape))
+    if len(shape) == 0 or axis == 0 or any(len(p.shape) == 1 and p.tensor.h * p.tensor.w > 1 for p in parts):
+        raise Cannot("it joins samples, or flattened images")
+    letter = {1: "c", 2: "hc", 3: "chw"}[len(shape)][axis - 1]
+    y, at = pixels(shape, "float32"), 0
+    for part in parts:
+        t = part.tensor
+        start = {"c": (0, 0), "h": (at, 0), "w": (0, at)}[letter]
+        goal = y.view(t.h, t.w, t.c, start, channel=at if letter == "c" else 0)
+        it.ops.append(ops.Elementwise(t, goal))
+        at += {"c": t.c, "h": t.h, "w": t.w}[letter]
+    it.values[node.outputs[0].name or ""] = Value(y, None, shape)
+
+
+def _pad(it: Walk, node: ir.Node) -> None:
+    """A constant all around, then the input in its middle."""
+    x, shape = it.floats(node, 0), it.shape(node)
+    pads, number = constant(node.inputs[1]), 0.0
+    if (
+        (node.attributes.get_string("mode", None) or "constant") != "constant"
+        or pads is None
+        or (len(node.inputs) > 3 and node.inputs[3] is not None)
+    ):
+        raise Cannot("it pads by other than a constant, or its pads are not constants for all axes")
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        given = scalar(node.inputs[2])
+        if given is None:
+            raise Cannot("its value is no constant")
+        number = given
+    if (
+        len(pads) != 2 * len(shape) + 2
+        or pads[0]
+        or pads[len(shape) + 1]
+        or min(pads) < 0
+        or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1)
+    ):
+        raise Cannot("it pads the batch or a flattened image, or cuts")
+    before = dict(zip({0: "", 1: "c", 2: "hc", 3: "chw"}[len(shape)], (int(p) for p in pads[1 : len(shape) + 1]), strict=True))
+    y, t = pixels(shape, "float32"), x.tensor
+    it.ops.append(ops.Elementwise(_constant(np.full((1,), number, np.float32)), y))
+    it.ops.append(ops.Elementwise(t, y.view(t.h, t.w, t.c, (before.get("h", 0), before.get("w", 0)), channel=before.get("c", 0))))
+    it.values[node.outputs[0].name or ""] = Value(y, None, shape)
+
+
+def _slice(it: Walk, node: ir.Node) -> None:
+    if it.value(node, 0) is SIZES:
+        it.values[node.outputs[0].name or ""] = SIZES
+        return
+    x, shape = it.floats(node, 0), it.shape(node)
+    parts = [constant(v) if v is not None else None for v in node.inputs[1:]]
+    if len(parts) < 3 or any(p is None for p in parts) or len(x.shape) == 0 or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
+        raise Cannot("its bounds are not constants, or it slices a flattened image")
+    starts, axes = [int(v) for v in parts[0]], [int(v) for v in parts[2]]  # type: ignore[union-attr]
+    steps = [int(v) for v in parts[3]] if len(parts) > 3 else [1] * len(axes)  # type: ignore[union-attr]
+    letters = {1: "c", 2: "hc", 3: "chw"}[len(x.shape)]
+    begin, step = dict.fromkeys("chw", 0), dict.fromkeys("chw", 1)
+    for axis, start, by in zip(axes, starts, steps, strict=True):
+        axis %= len(x.shape) + 1
+        if axis == 0 or by < 1:
+            raise Cannot("it slices the batch, or backwards")
+        size, letter = x.shape[axis - 1], letters[axis - 1]
+        begin[letter], step[letter] = min(max(start + size if start < 0 else start, 0), size), by
+    if step["c"] != 1:
+        raise Cannot("it takes every n-th channel")
+    c, h, w = image(shape)
+    t = _inside(it, x.tensor)
+    it.values[node.outputs[0].name or ""] = Value(
+        t.view(h, w, c, (begin["h"], begin["w"]), (step["h"], step["w"]), begin["c"]), None, shape
+    )
+
+
+REPEAT = ("Add", "Sub", "Mul", "Div", "Max", "Min")
+
+RULES: Rules = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _gemm,
+    "BatchNormalization": _batch_norm,
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"), _pool),
+    **dict.fromkeys(REPEAT, _elementwise),
+    **dict.fromkeys(("Relu", "Clip", "LeakyRelu", "Elu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish"), _activation),
+    **dict.fromkeys(("Tanh", "Erf", "Abs", "Neg", "Exp", "Sqrt"), _activation),
+    **dict.fromkeys(ops.REDUCTIONS, _reduce),
+    "Softmax": _softmax,
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _norm),
+    **dict.fromkeys(("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"), _norm),
+    "com.microsoft::MultiHeadAttention": _attention,
+    "Gather": _gather,
+    "Cast": _cast,
+    "Shape": _shape,
+    "Expand": _expand,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), reshape),
+    "Transpose": transpose,
+    "Pad": _pad,
+    "Concat": _concat,
+    "Slice": _slice,
+}
