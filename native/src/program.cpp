@@ -12,6 +12,7 @@ constexpr int64_t MOST = INT64_C(1) << 31;          // of any size, stride and o
 constexpr int32_t LARGEST = 1 << 30;                // of any one number: the sum of two of them, times a third, twice, fits 64 bits
 constexpr uint64_t MOST_ARENA = UINT64_C(1) << 36;  // bytes of one sample
 constexpr uint32_t MOST_RECORDS = 1 << 20;
+constexpr int32_t SHORT = 14;  // pixels: a shorter row does not fill the widest tile
 
 [[noreturn]] void bad(const std::string &text) { throw Failure{HASTEN_BAD_FILE, text}; }
 
@@ -271,6 +272,11 @@ private:
     void share(Step &s, K &k, const Tensor &y, int64_t blocks, bool weights_are_more) const {
         s.blocks = static_cast<int32_t>(blocks);
         s.matrix = y.h == 1 && y.w == 1;
+        const bool beside = k.x.row == y.w * k.x.pixel && k.y.row == y.w * k.y.pixel && (s.in[1] < 0 || k.r.row == y.w * k.r.pixel);
+        if (k.segments == 1 && beside && y.h > 1 && y.w > 1 && y.w < SHORT) {  // short rows that touch are computed as one
+            k.h = 1, k.w = y.h * y.w;
+            s.rows = 1;
+        }
         if (y.w == 1 && y.h > 1) {
             std::swap(k.h, k.w);
             k.x.pixel = k.x.row, k.y.pixel = k.y.row, k.r.pixel = k.r.row;

@@ -141,15 +141,28 @@ def refusal(model, mode="float"):
 def test_what_it_cannot_take_is_said_node_by_node(digits_cnn):
     from hasten.doors import load
 
-    why = refusal(load(digits_cnn).model)
+    why = refusal(load(digits_cnn).model, "fixed")
     assert any("it computes in float: only what stands between DequantizeLinear and QuantizeLinear is lowered" in w for w in why.values())
     net = Net(0, 4, 6, 6)
     x = net.quantized(net.node("Softmax", [net.first], (4, 6, 6), axis=1))
-    assert "no Softmax" in next(iter(refusal(net.model(x)).values()))
+    assert "no Softmax on 8-bit codes" in next(iter(refusal(net.model(x), "fixed").values()))
     net = Net(0, 4, 6, 6)
     y = net.conv(net.first, 4)
     net.nodes = [n for n in net.nodes if n.output[0] not in (y, net.nodes[-2].output[0])]
-    assert "an image of floats can't be an output" in next(iter(refusal(net.model(net.nodes[-1].output[0])).values()))
+    assert "an image of floats can't be an output" in next(iter(refusal(net.model(net.nodes[-1].output[0]), "fixed").values()))
+
+
+def test_floats_between_codes_and_codes_between_floats():
+    """A softmax among quantized layers, a convolution whose result stays float, with what follows it in its end."""
+    net = Net(0, 4, 6, 6)
+    x = net.quantized(net.node("Softmax", [net.conv(net.first, 4)], (4, 4, 4), axis=1), 1 / 255, 0)
+    y = net.conv(x, 8)
+    net.nodes = [n for n in net.nodes if n.output[0] not in (y, net.nodes[-2].output[0])]
+    z = net.node("Sigmoid", [net.node("Mul", [net.nodes[-1].output[0], net.constant(np.float32(3))], (8, 2, 2))], (8, 2, 2))
+    model, feeds = net.model(z), net.samples(3)
+    names = [type(op).__name__ for op in lower.lower(model).ops]
+    assert names == ["Quantize", "Conv", "DequantizePixels", "Softmax", "QuantizePixels", "Conv", "Elementwise", "Arrange"]
+    np.testing.assert_allclose(in_engine(model, feeds), in_onnxruntime(model, feeds), atol=0.02)
 
 
 def test_a_fixed_batch_above_one_is_refused():

@@ -66,7 +66,10 @@ def _conv(it: Walk, node: ir.Node) -> None:
 
 def _layer(it: Walk, node: ir.Node, x: Value, weight: Array, how: Slide, group: int = 1) -> None:
     channels, shape = len(weight), it.shape(node)
-    behind = tail(it, node, shape, _stored_bias(it, node, channels), codes=False)
+    bias = _stored_bias(it, node, channels)
+    if bias is not None and node.op_type == "Gemm":
+        bias = bias * np.float32(node.attributes.get_float("beta", 1.0))
+    behind = tail(it, node, shape, bias, codes=False)
     y = pixels(shape, "float32")
     base = _halo(it, x.tensor, how, y)
     if group == x.tensor.c == channels and group > 1:
@@ -106,8 +109,8 @@ def _gemm(it: Walk, node: ir.Node) -> None:
         )
     if node.op_type == "Gemm":
         a = node.attributes
-        if a.get_int("transA", 0) != 0 or a.get_float("beta", 1.0) != 1:
-            raise Cannot("it has beta or transA")
+        if a.get_int("transA", 0) != 0:
+            raise Cannot("it has transA")
         weight = np.float32(a.get_float("alpha", 1.0)) * (weight if a.get_int("transB", 0) else weight.T)
     else:
         weight = weight.T

@@ -184,7 +184,6 @@ class Walk:
             raise Cannot(f"output {name} is none of the values that were lowered, or its axes lie in another order")
         tensor, place = found.tensor, (OUTPUT, number)
         y = Tensor(tensor.h, tensor.w, tensor.c, "float32", port=place)
-        in_planes = in_planes_outside(found)
         if found.quantization is not None:
             if len(found.shape) == 1 and tensor.h * tensor.w > 1 and self.fixed:
                 raise Cannot(f"output {name} is a flattened image, which would have to be written channel by channel")
@@ -193,7 +192,7 @@ class Walk:
             self.ops.append(float_ops.DequantizePixels(tensor, y, of.scale, of.zero) if flat else ops.Dequantize(tensor, y, of))
         elif tensor.type != "float32":
             raise Cannot(f"output {name} is an input")
-        elif in_planes:
+        elif in_planes_outside(found) and tensor.port is None:
             self.ops.append(float_ops.Arrange(tensor, y, to_planes=True))
         elif self._may_be_written_outside(tensor):
             tensor.port = place

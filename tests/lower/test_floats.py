@@ -1,0 +1,231 @@
+"""Float models and transformers through the engine: within FLOAT32 of what onnxruntime computes without its optimisations."""
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.backend.test.loader import load_model_tests
+from onnx.defs import get_schema
+
+from hasten import check, lower
+from hasten.doors.onnx import from_proto
+from hasten.errors import Unsupported
+from hasten.lower import float_ops
+from hasten.lower.float_rules import RULES
+from hasten.runtimes import Target, get
+from tests.conftest import model_of
+from tests.lower.floats import FloatNet, random_convolutional, random_transformer
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+LEVELS = ("scalar", "avx2", "avx512vnni")
+
+
+def agrees(model, feeds, threads=1, batch=4):
+    """That the engine gives what the oracle does, every output."""
+    session = check.oracle(model)
+    want = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+    got = get("native").compile(model, Target(threads, batch=batch)).run(feeds)
+    assert list(got) == list(want)
+    for name, numbers in want.items():
+        assert got[name].shape == numbers.shape
+        off, size = np.abs(got[name] - numbers).max(), np.abs(numbers).max()
+        assert off <= check.FLOAT32.relative * size, f"{name}: off by {off} of {size}"
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_random_convolutional_nets(seed):
+    agrees(*random_convolutional(seed))
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_random_transformers(seed):
+    model, feeds = random_transformer(seed)
+    agrees(model, feeds)
+    assert "Attention" in kinds(model)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", range(8))
+def test_every_level_of_instructions(level, seed, monkeypatch):
+    monkeypatch.setenv("HASTEN_ISA", level)
+    agrees(*random_convolutional(seed))
+    agrees(*random_transformer(seed))
+
+
+@pytest.mark.parametrize("threads, batch, samples", [(2, 1, 1), (4, 1, 1), (2, 8, 8), (3, 40, 37)])
+def test_threads_and_batches_change_no_number(threads, batch, samples):
+    net = FloatNet(5)
+    x = net.unary(net.conv(net.input("x", (3, 33, 31)), 40, 3, 1, 1), "Relu")
+    x = net.binary("Add", net.conv(net.conv(x, 40, 3, 1, 1), 40, 1), x)
+    image = net.model(net.linear(net.flat(net.pool(net.conv(x, 40, 3, 2, 1, group=40))), 17))
+    tokens = FloatNet(6)
+    sequence = tokens.model(tokens.block(tokens.input("x", (50, 64)), 4))
+    for model, feeds in ((image, net.samples(samples)), (sequence, tokens.samples(samples))):
+        alone = get("native").compile(model, Target(1, batch=1))
+        one_by_one = [next(iter(alone.run({"x": feeds["x"][i : i + 1]}).values())) for i in range(samples)]
+        together = next(iter(get("native").compile(model, Target(threads, batch=batch)).run(feeds).values()))
+        np.testing.assert_array_equal(np.concatenate(one_by_one), together)
+
+
+def kinds(model):
+    return [type(op).__name__ for op in lower.lower(model).ops]
+
+
+def test_what_follows_a_layer_goes_into_its_end():
+    net = FloatNet(0)
+    x = net.input("x", (8, 6, 6))
+    first = net.unary(net.conv(x, 8, 3, 1, 1), "HardSwish")
+    second = net.unary(net.binary("Add", net.conv(first, 8, 3, 1, 1), first), "Relu")
+    assert kinds(net.model(second)) == ["Arrange", "ConvF32", "ConvF32", "Arrange"]
+    net = FloatNet(0)
+    y = net.unary(net.linear(net.input("x", (5, 8)), 16), "Gelu")
+    (op,) = lower.lower(net.model(y)).ops
+    assert isinstance(op, float_ops.ConvF32)
+    assert op.end.activation.name == "Gelu"
+    assert op.end.bias is not None
+
+
+def test_a_transformer_is_attention_norms_and_products_alone():
+    net = FloatNet(1)
+    x = net.block(net.input("x", (6, 16)), 2)
+    assert kinds(net.model(x)) == ["ConvF32"] * 3 + ["Attention", "ConvF32", "Norm", "ConvF32", "ConvF32", "Norm"]
+
+
+def test_an_image_goes_back_to_planes_whatever_becomes_of_its_axes():
+    net = FloatNet(2)
+    x = net.conv(net.input("x", (3, 5, 4)), 6, 1)
+    detected = net.node("Transpose", [x], (5, 4, 6), perm=(0, 2, 3, 1))
+    boxes = net.node("Reshape", [detected, net.ints(0, 40, 3)], (40, 3))
+    patches = net.node("Transpose", [net.node("Reshape", [x, net.ints(0, 6, 20)], (6, 20))], (20, 6), perm=(0, 2, 1))
+    model = net.model(x, net.unary(boxes, "Sigmoid"), net.linear(patches, 4), detected)
+    agrees(model, net.samples(3))
+
+
+def test_batch_norm_pad_slices_and_softmax():
+    net = FloatNet(3)
+    x = net.input("x", (6, 7, 5))
+    stored = [net.floats(6), net.floats(6), net.floats(6), net.constant(np.abs(net.rng.standard_normal(6)).astype(np.float32))]
+    x = net.node("BatchNormalization", [net.node("Relu", [x], (6, 7, 5)), *stored], (6, 7, 5))
+    x = net.node("Pad", [x, net.ints(0, 1, 0, 2, 0, 1, 3, 0), net.constant(np.float32(0.5))], (8, 10, 7))
+    x = net.node("Slice", [x, net.ints(1, 0), net.ints(7, 10), net.ints(1, 2), net.ints(1, 3)], (6, 4, 7))
+    agrees(net.model(net.node("Softmax", [x], (6, 4, 7), axis=1)), net.samples(3))
+
+
+def test_one_relu_reads_and_writes_the_callers_memory():
+    model = model_of("m (float[N, 16] x) => (float[N, 16] y) { y = Relu (x) }")
+    (op,) = lower.lower(model).ops
+    assert (op.x.port, op.y.port) == ((1, 0), (2, 0))
+    x = np.array([[np.nan, -1, 0, 2, np.inf, -np.inf, *[3] * 10]], np.float32)
+    np.testing.assert_array_equal(get("native").compile(model, Target(1)).run({"x": x})["y"], np.maximum(x, 0))
+
+
+def test_numbers_that_name_no_row_are_an_error_and_negative_ones_count_from_the_end():
+    net = FloatNet(4)
+    model = net.model(net.node("Gather", [net.floats(10, 4), net.input("ids", (3,), whole=10)], (3, 4)))
+    session = get("native").compile(model, Target(1))
+    agrees(model, {"ids": np.array([[-10, -1, 9]])})
+    for wrong in (10, -11, 2**40):
+        with pytest.raises(ValueError, match=f"input 'ids' has the number {wrong}, the table behind it has 10 rows"):
+            session.run({"ids": np.array([[0, wrong, 0]])})
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("(float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { a = Sin (x)\n y = Add (a, z) }", "no Sin"),
+        ("(float[N, 4, 4] x, float[N, 4, 4] z) => (float[N, 4, 4] y) { y = MatMul (x, z) }", "both its operands are computed"),
+        ("(float[N, 4, 4] x) => (float[N, 4, 4] y) { y = Transpose <perm = [0, 2, 1]> (x) }", "its axes lie in another order"),
+        ("(float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) { y = Softmax <axis = 3> (x) }", "another axis than the channels"),
+        ("(float[N, 4] x, int64[N, 4] i) => (float[N, 4] y) { y = Neg (i) }", "computes on int64"),
+        ("(float[N, 4, 3, 2, 2] x) => (float[N, 4, 3, 2, 2] y) { y = Relu (x) }", "vectors, sequences and images"),
+        ("(float[3, 4] x) => (float[3, 4] y) { y = Relu (x) }", "fixed batch 3"),
+    ],
+)
+def test_what_it_can_not_take_is_said(text, why):
+    with pytest.raises(Unsupported, match=why):
+        lower.lower(model_of(f"m {text}"))
+
+
+def node_tests():
+    """ONNX's own tests of the operators that there is a rule for, what is stored in a model made a constant."""
+    with warnings.catch_warnings(action="ignore"):  # the package's own, of casts that overflow
+        cases = load_model_tests(kind="node")
+    for case in cases:
+        graph = case.model.graph
+        if len(graph.node) == 1 and graph.node[0].op_type in RULES and graph.node[0].domain == "":
+            yield case
+
+
+STORED = {
+    "Conv": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (1,),
+    "BatchNormalization": (1, 2, 3, 4),
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "Gather": (0,),
+}
+"""Inputs that models store; every input of whole numbers or of a scalar is one, too."""
+
+
+@pytest.fixture(scope="module")
+def node_results():
+    """(operator, test, None or why it was refused) of each that the engine was asked for."""
+    found = []
+    for case in node_tests():
+        for inputs, outputs in case.data_sets or ():
+            model = with_constants(case.model, inputs)
+            if model is None or any(np.asarray(o).dtype != np.float32 for o in outputs):
+                continue
+            feeds = {
+                i.name: np.asarray(a)
+                for i, a in zip(case.model.graph.input, inputs, strict=False)
+                if i.name in {v.name for v in model.ir.graph.inputs}
+            }
+            if lower.unsupported(model):
+                found.append((case.model.graph.node[0].op_type, case.name, lower.unsupported(model)[0].why))
+                continue
+            got = get("native").compile(model, Target(1, batch=len(next(iter(feeds.values()))))).run(feeds)
+            for one, expected in zip(got.values(), outputs, strict=False):
+                assert np.abs(one - expected).max() <= check.FLOAT32.relative * max(1e-6, np.abs(expected).max()), case.name
+            found.append((case.model.graph.node[0].op_type, case.name, None))
+    return found
+
+
+def with_constants(proto, inputs):
+    """The test's model with stored weights and a free batch; None where nothing is left to feed, or the input is no float32."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    graph, op = made.graph, made.graph.node[0].op_type
+    names = list(graph.node[0].input)
+    for i, (port, array) in enumerate(zip(list(graph.input), inputs, strict=False)):
+        array = np.asarray(array)
+        at = names.index(port.name) if port.name in names else i
+        if at in STORED.get(op, ()) or (at > 0 and (array.dtype == np.int64 or array.ndim == 0)):
+            graph.initializer.append(onnx.numpy_helper.from_array(array, port.name))
+            graph.input.remove(port)
+        elif array.dtype != np.float32 or array.ndim == 0 or array.size == 0:
+            return None
+    if not graph.input or get_schema(op).deprecated:
+        return None
+    for port in (*graph.input, *graph.output):
+        if port.type.tensor_type.shape.dim:
+            port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del graph.value_info[:], graph.output[1:]
+    try:
+        return from_proto(made)
+    except Exception:  # noqa: BLE001  (a test of what the house's opset does not have)
+        return None
+
+
+def test_onnx_s_own_node_tests(node_results):
+    """Those that are taken give the expected numbers; of each operator some are taken."""
+    taken = [op for op, _, why in node_results if why is None]
+    assert len(taken) >= 140
+    assert {op for op, _, _ in node_results} == set(taken)
