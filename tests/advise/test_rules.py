@@ -35,6 +35,11 @@ CASES = {
     "perceptron, native, int8": ({**DENSE, **TINY, **NATIVE}, "int8 static · native · 2T"),
     "quantized, OpenVINO pays": ({"quantized": True}, "graph · openvino · 2T"),
     "quantized": ({"quantized": True, **ORT}, "graph · onnxruntime · 2T"),
+    "nothing to compute, native": (
+        {**DENSE, "macs": 500, "latency": 6e-6, "roof": 1e-8, "bound": OVERHEAD, **NATIVE},
+        "graph · native · 1T",
+    ),
+    "tiny float, native": ({**DENSE, **TINY, **NATIVE, "lossy": False}, "graph · native · 1T"),
     "nothing to compute": ({**DENSE, "macs": 500, "latency": 6e-6, "roof": 1e-8, "bound": OVERHEAD}, "graph · onnxruntime · 1T"),
     "tiny perceptron": ({**DENSE, **TINY}, "int8 dynamic · onnxruntime · 1T"),
     "tiny convolutional": (TINY, "int8 static · onnxruntime · 2T"),
@@ -67,7 +72,7 @@ def test_each_rule_leads_where_it_should(rule):
 def test_every_line_is_a_candidate_that_optimize_tries(case):
     """By its very name, at these threads and hints; and its command is one line that a shell takes apart."""
     t = dataclasses.replace(CNN, **CASES[case][0])
-    tried = {c.name for c in candidates(Budget(), Target(t.threads), t.latency or 1.0, judged=t.lossy, quantized=t.quantized)}
+    tried = {c.name for c in candidates(Budget(), Target(t.threads), t.latency or 1.0, judged=t.lossy)}
     lines = advise(t, "my model.onnx")
     assert 1 <= len(lines) <= LINES
     assert len({line.command for line in lines}) == len(lines)

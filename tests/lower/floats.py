@@ -100,6 +100,33 @@ class FloatNet:
         inner = self.unary(self.linear(x, 2 * self.shapes[x][-1] + 3), activation)
         return self.norm(self.binary("Add", x, self.linear(inner, self.shapes[x][-1])))
 
+    def codes(self, x, channels=False):
+        """Quantized and dequantized, `channels`: with a scale for each, and one for all behind it (as SmoothQuant leaves them)."""
+        scale, zero = np.float32(0.03), np.uint8(self.rng.choice([0, 100, 128]))
+        s, z = self.constant(scale), self.constant(zero)
+        if channels:
+            c = self.shapes[x][-1]
+            scales = self.constant((self.rng.uniform(0.5, 2, c) * 0.03).astype(np.float32))
+            q = self.node("QuantizeLinear", [x, scales, self.constant(np.full(c, zero))], self.shapes[x], axis=-1)
+        else:
+            q = self.node("QuantizeLinear", [x, s, z], self.shapes[x])
+        return self.node("DequantizeLinear", [q, s, z], self.shapes[x])
+
+    def linear8(self, x, channels):
+        """A product with int8 weights of codes, and a float bias."""
+        inputs = self.shapes[x][-1]
+        codes = self.constant(self.rng.integers(-127, 128, (inputs, channels)).astype(np.int8))
+        scale = self.constant((self.rng.uniform(0.5, 1.5, channels) / 70 / np.sqrt(inputs)).astype(np.float32))
+        w = self.node("DequantizeLinear", [codes, scale, self.constant(np.zeros(channels, np.int8))], (inputs, channels), axis=1)
+        y = self.node("MatMul", [x, w], (*self.shapes[x][:-1], channels))
+        return self.node("Add", [self.floats(channels), y], self.shapes[y])
+
+    def block8(self, x, activation="Gelu"):
+        """A transformer's perceptron on codes."""
+        inner = self.unary(self.linear8(self.codes(x, channels=True), 2 * self.shapes[x][-1] + 3), activation)
+        y = self.linear8(self.codes(inner, channels=bool(self.rng.random() < 0.5)), self.shapes[x][-1])
+        return self.norm(self.node("Add", [y, x], self.shapes[x]))
+
     def mask(self, name):
         """(batch, length) of 0 and 1 to what is added to the scores."""
         length = self.shapes[name][0]

@@ -50,6 +50,27 @@ def test_random_transformers(seed):
     assert "Attention" in kinds(model)
 
 
+CODES = 0.02
+"""Mean error where floats are quantized on the way, of the outputs' mean size: a number that rounds the other way is off by a code."""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", range(12))
+def test_sequences_on_codes(seed, level, monkeypatch):
+    monkeypatch.setenv("HASTEN_ISA", level)
+    net = FloatNet(seed)
+    x = net.norm(net.input("x", (int(net.rng.integers(1, 30)), int(net.rng.choice([3, 16, 20, 33, 64])))))
+    for _ in range(2):
+        x = net.block8(x, str(net.rng.choice(["Gelu", "Relu", "Tanh"])))
+    model, feeds = net.model(net.unary(net.linear8(net.codes(x), 7), "Sigmoid")), net.samples(3)
+    made = kinds(model)
+    assert made.count("Conv") == 5
+    assert "DequantizePixels" not in made
+    (want,) = check.oracle(model).run(None, feeds)
+    (got,) = get("native").compile(model, Target(1, batch=4)).run(feeds).values()
+    assert np.abs(got - want).mean() <= CODES * np.abs(want).mean()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_level_of_instructions(level, seed, monkeypatch):

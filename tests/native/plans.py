@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from hasten.lower import lower
+from tests.lower.floats import FloatNet
 from tests.lower.quantized import Net
 
 
@@ -38,7 +39,38 @@ def shared():
     return net.model(net.gemm(net.flat(net.mean(net.pool(x, 3, 2, 1))), 10, last=True))
 
 
+def floats():
+    """Images of floats through every kernel for them."""
+    net = FloatNet(1)
+    x = net.unary(net.conv(net.input("x", (3, 7, 6)), 8, 3, 1, 1), "HardSwish")
+    x = net.binary("Add", net.conv(x, 8, 3, 1, 1, group=8), x)
+    x = net.node("Concat", [net.conv(x, 5, 1), net.node("Mul", [x, net.floats(1, 8, 1, 1)], (8, 7, 6))], (13, 7, 6), axis=1)
+    x = net.node("Softmax", [net.pool(x, "AveragePool", 3, 2, 1)], (13, 4, 3), axis=1)
+    mean = net.node("ReduceMean", [x, net.ints(2, 3)], (13,), keepdims=0)
+    return net.model(net.linear(mean, 17), net.pool(x, "MaxPool", 2, 1))
+
+
+def sequence():
+    """A transformer on token numbers, with a mask."""
+    net = FloatNet(2)
+    x = net.node("Gather", [net.floats(9, 12), net.input("ids", (5,), whole=9)], (5, 12))
+    counted, mask = net.mask(net.input("mask", (5,), whole=2))
+    x = net.block(net.norm(net.node("Add", [x, net.floats(1, 5, 12)], (5, 12))), 3, mask)
+    x = net.node("Mul", [x, net.node("Unsqueeze", [counted, net.ints(2)], (5, 1))], (5, 12))
+    return net.model(net.node("ReduceL2", [x, net.ints(1)], (12,), keepdims=0))
+
+
+def mixed():
+    """A transformer's block, its perceptron on codes."""
+    net = FloatNet(3)
+    x = net.block8(net.norm(net.input("x", (6, 20))))
+    return net.model(net.unary(net.linear8(net.codes(x), 7), "Sigmoid"))
+
+
 PLANS = {
+    "floats": (floats, "float"),
+    "sequence": (sequence, "float"),
+    "mixed": (mixed, "float"),
     "small": (small, "float"),
     "small_fixed": (small, "fixed"),
     "image": (image, "float"),

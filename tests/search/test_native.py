@@ -1,8 +1,9 @@
-"""The native engine in a search: a candidate by default, for int8 alone; what is chosen there runs through hasten.load and run.py."""
+"""The native engine in a search: a candidate by default; what is chosen there runs through hasten.load and run.py."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ built = pytest.mark.skipif(not native.available(), reason="the native engine was
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few calls; the native engine four times as fast as all else, by plan."""
+    """Few calls; the native engine on 8-bit codes four times as fast as all else, by plan."""
 
     def time_once(subject, feeds, percentile=50.0):
-        seconds = 1e-3 / (4.0 if subject.runtime == "native" else 1.0)
+        codes = b"QuantizeLinear" in Path(subject.path).read_bytes()
+        seconds = 1e-3 / (4.0 if subject.runtime == "native" and codes else 1.0)
         return Timing(seconds, {"50": seconds, "95": seconds, "99": seconds, f"{percentile:g}": seconds}, 0.1, 1 << 20)
 
     quicken(monkeypatch.setattr)
@@ -38,7 +40,7 @@ def quick(monkeypatch):
 def test_it_is_a_candidate_by_default_and_what_is_chosen_there_runs(digits_cnn, digits, tmp_path):
     out = tmp_path / "out"
     result = hasten.optimize(digits_cnn, Task(digits), out=out, threads=1, max_drop=0.02, recipes=("graph", "int8 static"))
-    assert [c.recipe for c in result.candidates if c.runtime == "native"] == ["int8 static"]
+    assert [c.recipe for c in result.candidates if c.runtime == "native"] == ["original", "graph", "int8 static"]
     assert (result.best.recipe, result.best.runtime, result.better) == ("int8 static", "native", True)
     assert result.best.ratio["estimate"] == pytest.approx(4)
     layers = result.manifest["details"]["layers"]["after"]
@@ -54,7 +56,6 @@ def test_it_is_a_candidate_by_default_and_what_is_chosen_there_runs(digits_cnn, 
     subprocess.run([sys.executable, str(out / "run.py"), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")], check=True, env=at_work)
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), y)
 
-    # An original that is on 8 bits already is tried as it is.
     again = hasten.optimize(out / "model.onnx", None, out=tmp_path / "again", threads=1, recipes=("graph",))
     assert {c.recipe for c in again.candidates if c.runtime == "native"} == {"original", "graph"}
     assert again.best.runtime == "native"
@@ -70,14 +71,13 @@ def test_where_it_was_not_built_it_is_left_out_and_that_is_said_once(digits_cnn,
     ]
 
 
-def test_a_recipe_that_leaves_the_model_float_is_no_candidate_there():
-    def tried(of=None, **more):
-        return {c.recipe.name for c in candidates(Budget(), Target(1), 1.0, True, of, **more) if c.runtime == "native"}
+def test_every_recipe_is_tried_there_but_for_float16_and_what_is_quantized_while_it_runs():
+    def tried(of=None):
+        return {c.recipe.name for c in candidates(Budget(), Target(1), 1.0, True, of) if c.runtime == "native"}
 
     assert Budget().runtimes == DEFAULT
-    assert tried() == {r.name for r in RECIPES if r.name.startswith("int8") and r.name != "int8 dynamic"}
-    assert tried(TRAINED) == {r.name for r in TRAINED if "int8" in r.name}
-    assert {"original", "graph"} <= tried(quantized=True)
+    assert {r.name for r in RECIPES} - tried() == {"float16", "int8 dynamic"}
+    assert tried(TRAINED) == {r.name for r in TRAINED}
 
 
 def test_one_thread_is_tried_for_longer_calls_than_elsewhere(monkeypatch):
@@ -94,11 +94,11 @@ def test_one_thread_is_tried_for_longer_calls_than_elsewhere(monkeypatch):
     assert tried(5e-4, threads=1) == [("native", 1), ("onnxruntime", 1), ("openvino", 1)]
 
 
-def test_floats_are_measured_where_floats_run():
+def test_floats_are_measured_where_floats_did_best():
     def timed(recipe, runtime, speed):
         return Outcome(Candidate(recipe, runtime, Target(1)), "", timing=Timing(1e-3, {}, 0.1, 1), screened=speed)
 
     graph = next(r for r in RECIPES if r.name == "graph")
     tried = [timed(ORIGINAL, "onnxruntime", 1.0), timed(graph, "native", 3.0), timed(graph, "openvino", 2.0)]
-    assert best_float(tried).runtime == "openvino"
-    assert best_float(tried[:2]).runtime == "onnxruntime"
+    assert best_float(tried).runtime == "native"
+    assert best_float(tried[:1]).runtime == "onnxruntime"

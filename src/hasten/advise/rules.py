@@ -104,6 +104,12 @@ RULES = (
     ),
     # --- where the call itself is most of the time
     Rule(
+        "nothing to compute, native", lambda t: _idle(t) and t.native,
+        "graph", "native", FLOAT, (2.0, 8.0),
+        "{macs} multiply-accumulates are less than the call itself, and the call of hasten's own engine costs next to nothing, that of onnxruntime {call}",
+        single=True,
+    ),
+    Rule(
         "nothing to compute", _idle,
         "graph", "onnxruntime", FLOAT, (1.0, 1.2),
         "{macs} multiply-accumulates are less than the call itself: onnxruntime has the shortest call, and one thread waits for no other",
@@ -121,6 +127,13 @@ RULES = (
         "int8 static", "native", FLOAT, (2.5, 9.0),
         "a product of one row reads every weight once, and 8-bit weights are a quarter of the bytes; the call of hasten's own engine costs next "
         "to nothing, that of onnxruntime {call}",
+    ),
+    Rule(
+        "tiny float, native", lambda t: _tiny(t) and t.native and not t.quantized,
+        "graph", "native", FLOAT, (1.0, 5.0),
+        "so short a call is mostly what the runtime does around the layers: hasten's own engine computes the same float32 arithmetic, and its call "
+        "costs next to nothing, that of onnxruntime {call}",
+        single=True,
     ),
     # --- the same without it
     Rule(

@@ -84,24 +84,15 @@ PAYS = 4.0
 and onnxruntime's int8 brings as much without it. A CNN of 4 M multiply-accumulates at 2.4 lost to onnxruntime's int8, a ResNet-20 at 8 won."""
 
 
-GONE = frozenset(("BatchNormalization", "Cast", "Constant", "Dropout", "Gather", "Shape", "Transpose", "Unsqueeze"))
-"""Operators that the native engine lacks and the clean-up of every recipe folds away in most models."""
-
-
 def _installed(runtime: str) -> bool:
     return native.available() if runtime == "native" else importlib.util.find_spec(runtime) is not None
 
 
-def _native_takes(model: Model, quantized: bool) -> bool:
-    """Whether the native engine has kernels for all of it: asked of a quantized model, told by the operators of one that is float yet."""
+def _native_takes(model: Model) -> bool:
+    """Whether the native engine has kernels for all of it, and for this processor."""
     from hasten import _native, lower
-    from hasten.lower.lowering import OPERATORS
 
-    if _native.isa() == "scalar":
-        return False
-    if quantized:
-        return not lower.unsupported(model)
-    return all(n.domain == "" and (n.op_type in OPERATORS or n.op_type in GONE) for n in model.ir.graph)
+    return _native.isa() != "scalar" and not lower.unsupported(model)
 
 
 def traits(
@@ -156,5 +147,5 @@ def traits(
         threads=threads or cores(),
         batch=batch,
         lossy=lossy,
-        native="native" in usable and _native_takes(model, quantized),
+        native="native" in usable and _native_takes(model),
     )

@@ -19,15 +19,18 @@ ATTENTION = frozenset(("Softmax", "LayerNormalization", "RMSNormalization"))
 def lower_graph(model: Model, requantize: str) -> tuple[Plan | None, tuple[Skip, ...]]:
     """The plan, or None and each node that stands in the way with its reason.
 
-    A float model that can't be lowered as it is gets the clean-up of every recipe first: batch norms, constants and the pieces of norms folded.
+    A float model with batch norms, or one that can't be lowered as it is, gets the clean-up of every recipe first.
     """
-    plan, skips = _lowered(model, requantize == "fixed")
-    if plan is None and requantize != "fixed" and not any(node.op_type == "QuantizeLinear" for node in model.ir.graph):
-        for name in (*passes.CLEAN, *passes.FOLD):
-            row = technique(name)
-            model = row.apply(model, row.settings(), None)
-        plan, skips = _lowered(model, fixed=False)
-    return plan, skips
+    operators = {node.op_type for node in model.ir.graph}
+    untidy = requantize != "fixed" and "QuantizeLinear" not in operators
+    if not (untidy and "BatchNormalization" in operators):
+        plan, skips = _lowered(model, requantize == "fixed")
+        if plan is not None or not untidy:
+            return plan, skips
+    for name in (*passes.CLEAN, *passes.FOLD):
+        row = technique(name)
+        model = row.apply(model, row.settings(), None)
+    return _lowered(model, fixed=False)
 
 
 def _lowered(model: Model, fixed: bool) -> tuple[Plan | None, tuple[Skip, ...]]:

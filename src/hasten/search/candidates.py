@@ -123,7 +123,10 @@ TRAINED = (
 """Recipes that must be trained, tried where there is data to train on; see `search/training.py`."""
 
 STATIC = ("quantize_static", "qat")
-"""Techniques whose models the native engine takes; it takes no float, so that a recipe without one of them is no candidate there."""
+"""Techniques whose models compute on 8-bit codes."""
+
+NOT_NATIVE = ("to_float16", "quantize_dynamic")
+"""Techniques whose models the native engine does not take: it has no float16, and quantizes nothing while it runs."""
 
 HINTLESS = ("original", "float16")
 """Recipes that a precision hint adds nothing to: `graph` with the hint computes the same."""
@@ -180,17 +183,13 @@ def candidates(
     baseline_seconds: float,
     judged: bool,
     of: tuple[Recipe, ...] | None = None,
-    quantized: bool = False,
 ) -> Iterator[Candidate]:
-    """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy.
-
-    `quantized`: the original is already, so that the native engine may take it as it is.
-    """
+    """All that is worth a try (of these recipes, if given), the baseline itself excluded. Not judged (no data): nothing lossy."""
     threads = [target.threads] + ([1] if one_thread_too(target, baseline_seconds) else [])
     native = [target.threads] + ([1] if target.threads > 1 and baseline_seconds < NATIVE_SMALL else [])
     for recipe in recipes(budget) if of is None else of:
         for runtime in budget.runtimes:
-            if runtime == "native" and not quantized and all(name not in STATIC for name, _ in recipe.steps):
+            if runtime == "native" and any(name in NOT_NATIVE for name, _ in recipe.steps):
                 continue
             for precision in runtimes.get(runtime).hints:
                 if precision != "float32" and recipe.name in HINTLESS:

@@ -81,11 +81,6 @@ class Run:
         self.feeds = judge.timing_feeds(self.task.validate if self.task else None, self.target.batch, random)
 
     @property
-    def quantized(self) -> bool:
-        """Whether the original is on 8-bit codes already."""
-        return any(node.op_type == "QuantizeLinear" for node in self.model.ir.graph)
-
-    @property
     def left(self) -> float:
         """Seconds that the time limit leaves."""
         return float("inf") if self.budget.time_limit is None else self.budget.time_limit - (time.monotonic() - self.started)

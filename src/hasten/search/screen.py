@@ -17,7 +17,7 @@ from hasten.voice import voice
 def screen(run: Run, baseline: Timing) -> list[Outcome]:
     """Build and time every candidate once; the cheapest checks come first."""
     tried: list[Outcome] = [Outcome(run.baseline, "", timing=baseline, screened=1.0, size=run.build(run.baseline.recipe)["bytes"])]
-    todo = list(candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None, quantized=run.quantized))
+    todo = list(candidates(run.budget, run.target, baseline.seconds, judged=run.task is not None))
     voice().candidate(run.baseline.name, baseline.seconds, 1.0)
     for number, candidate in enumerate(todo):
         voice().step("first timing", number, len(todo))

@@ -112,10 +112,9 @@ def _measured_where_floats_did_best(recipe: Recipe, tried: list[Outcome]) -> Rec
 
 
 def best_float(tried: list[Outcome]) -> Candidate:
-    """Where the better graph alone was the fastest in float32, in a runtime that takes floats; the original where there is none."""
+    """Where the better graph alone was the fastest in float32; the original where there is none."""
     graphs = [o for o in tried if o.candidate.recipe.name == GRAPH_ONLY and o.timing and o.candidate.target.precision == "float32"]
-    floats = [o for o in graphs if o.candidate.runtime != "native"]
-    return max(floats, key=lambda o: o.screened, default=tried[0]).candidate
+    return max(graphs, key=lambda o: o.screened, default=tried[0]).candidate
 
 
 def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], baseline: Timing) -> list[Candidate]:
@@ -123,5 +122,5 @@ def _where_its_like_did_best(run: Run, recipe: Recipe, tried: list[Outcome], bas
     like = "int8 static" if any(name in STATIC for name, _ in recipe.steps) else GRAPH_ONLY
     ranked = sorted((o for o in tried if o.candidate.recipe.name == like and o.timing), key=lambda o: -o.screened)
     places = [(o.candidate.runtime, o.candidate.target) for o in ranked[:PLACES]]
-    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,), quantized=run.quantized)
+    found = candidates(run.budget, run.target, baseline.seconds, True, of=(recipe.untrained,))
     return [c for c in found if not places or (c.runtime, c.target) in places]
