@@ -6,9 +6,10 @@
 namespace hasten {
 namespace {
 
-// 2^n e^r with n whole and |r| ≤ ln 2 / 2, e^r by its series to r^7: an error of about one unit in the last place.
+// 2^n e^r with n whole and |r| ≤ ln 2 / 2, e^r by its series to r^7: an error of about one unit in the last place. The bounds are where it is
+// infinite and zero; NaN passes them.
 inline Floats exponential(Floats x) {
-    x = max(min(all(88.72f), x), all(-104.0f));
+    x = max(all(-104.0f), min(all(89.0f), x));
     const Floats n = nearest(x * all(1.44269504f));
     const Floats r = fnma(n, all(-2.12194440e-4f), fnma(n, all(0.693359375f), x));
     Floats p = all(1.0f / 5040);
