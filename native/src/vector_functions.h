@@ -18,13 +18,13 @@ inline Floats exponential(Floats x) {
     return times_power(p, n);
 }
 
-// Abramowitz and Stegun, 7.1.26: within 1.5e-7.
+// 1 − e^(a R(a)) with a = |x| up to 4, where it is 1; R of degree 7 is fitted for the least error: 2e-8, and what the rounding adds, 1e-7 in all.
 inline Floats error_function(Floats x) {
-    const Floats size = magnitude(x), t = all(1.0f) / fma(size, all(0.3275911f), all(1.0f));
-    Floats p = all(1.061405429f);
-    constexpr float POLYNOMIAL[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-    for (const float c : POLYNOMIAL) p = fma(p, t, all(c));
-    return with_sign(fnma(p * t, exponential(zeros() - size * size), all(1.0f)), x);
+    const Floats size = min(all(4.0f), magnitude(x));
+    Floats p = all(-3.14401877e-5f);
+    constexpr float POLYNOMIAL[] = {3.0880241e-4f, -1.0324025e-3f, -5.3693197e-4f, 1.95839591e-2f, -0.102919616f, -0.636597753f, -1.1283803f};
+    for (const float c : POLYNOMIAL) p = fma(p, size, all(c));
+    return with_sign(all(1.0f) - exponential(p * size), x);
 }
 
 inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exponential(zeros() - x)); }
