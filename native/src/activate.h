@@ -8,16 +8,22 @@
 namespace hasten {
 namespace {
 
+// To [lo, hi]; NaN stays.
+inline float clip(float x, float lo, float hi) {
+    const float v = lo > x ? lo : x;
+    return hi < v ? hi : v;
+}
+
 inline float activate(int32_t activation, float x, float a, float b) {
     switch (activation) {
-        case CLIP: return x > a ? (x < b ? x : b) : (x == x ? a : x);
+        case CLIP: return clip(x, a, b);
         case GELU: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
         case GELU_TANH: return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
         case SIGMOID: return 1 / (1 + expf(-x));
         case TANH: return tanhf(x);
         case SILU: return x / (1 + expf(-x));
-        case HARD_SIGMOID: return fmaxf(0, fminf(1, a * x + b));
-        case HARD_SWISH: return x * fmaxf(0, fminf(1, x / 6 + 0.5f));
+        case HARD_SIGMOID: return clip(a * x + b, 0, 1);
+        case HARD_SWISH: return x * clip(x / 6 + 0.5f, 0, 1);
         case LEAKY_RELU: return x < 0 ? a * x : x;
         case ELU: return x < 0 ? a * expm1f(x) : x;
         case EXP: return expf(x);

@@ -28,6 +28,7 @@ inline Floats root(Floats v) { return _mm512_sqrt_ps(v); }
 inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
 inline Floats nearest(Floats v) { return _mm512_roundscale_ps(v, 0); }
 inline Floats times_power(Floats v, Floats n) { return _mm512_scalef_ps(v, n); }  // v 2^n, n whole
+constexpr float NOTHING = -104.0f;  // e^x is zero: less than half of the least float
 inline Mask less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Floats choose(Mask mask, Floats yes, Floats no) { return _mm512_mask_blend_ps(mask, no, yes); }
 inline Floats with_sign(Floats size, Floats of) { return _mm512_xor_ps(size, _mm512_and_ps(of, all(-0.0f))); }  // size, negated where `of` is

@@ -1,17 +1,16 @@
-// Every kernel of the table that this processor runs, against the scalar one, bit for bit: random shapes with the awkward ones among them.
+// Every kernel of the table that this processor runs, against the scalar one: random shapes with the awkward ones among them. Codes must be the
+// same bit for bit; kernels on floats are in kernels_floats_test.cpp.
 //   kernels_test [rounds] [seed]
-// Guards lie around the outputs; inputs end where the engine's may (64 bytes behind them may be read), so that a sanitizer sees what goes too far.
+// Guards lie around the outputs; inputs end where the engine's may (64 bytes behind codes may be read), so that a sanitizer sees what goes too far.
+#include "kernels_test.h"
+
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
-#include <string>
-#include <vector>
 
-#include "dispatch.h"
+#include "activate.h"
 
 #ifdef HASTEN_TEST_EVEX
 namespace hasten {
@@ -22,11 +21,7 @@ void depthwise_u8s8_avx2vnni_evex(const void *, const void *const *, void *, Sha
 
 using namespace hasten;
 
-namespace {
-
-constexpr size_t GUARD = 256, SLACK = 64;
-
-std::mt19937_64 random_bits;
+static std::mt19937_64 random_bits;
 
 int64_t between(int64_t lo, int64_t hi) { return lo + static_cast<int64_t>(random_bits() % static_cast<uint64_t>(hi - lo + 1)); }
 int number(int lo, int hi) { return static_cast<int>(between(lo, hi)); }
@@ -38,22 +33,107 @@ int one_of(std::initializer_list<int> values) { return values.begin()[between(0,
 
 int some_channels() { return once_in(3) ? number(1, 130) : one_of({1, 2, 3, 4, 7, 8, 10, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 96, 100, 127, 129}); }
 
-// Exactly `size` elements of the heap: one more is beyond what a sanitizer allows.
-template <class T>
-struct Exactly {
-    std::unique_ptr<T[]> at;
-    size_t size;
-    explicit Exactly(size_t n) : at(new T[n ? n : 1]), size(n) {}
-    T *data() { return at.get(); }
-    T &operator[](size_t i) { return at[i]; }
-};
-
 Exactly<uint8_t> codes(size_t n) {
     Exactly<uint8_t> made(n);
     const int how = number(0, 5);
     for (size_t i = 0; i < n; i++) made[i] = uint8_t(how == 0 ? 255 : how == 1 ? 255 * number(0, 1) : number(0, 255));
     return made;
 }
+
+Exactly<float> floats(size_t n) {
+    Exactly<float> made(n);
+    const int how = number(0, 5);  // some behind a Relu, some far from zero
+    for (size_t i = 0; i < n; i++) made[i] = float(how == 0 ? std::max(0.0, real(-1, 1)) : how == 1 ? real(2, 4) : real(-2, 2));
+    return made;
+}
+
+Exactly<float> magnitudes(Exactly<float> &of) {
+    Exactly<float> made(of.size);
+    for (size_t i = 0; i < of.size; i++) made[i] = std::abs(of[i]);
+    return made;
+}
+
+void some_bounds(int32_t &zero, int32_t &lo, int32_t &hi) {
+    zero = once_in(2) ? one_of({0, 255, 128, 1, 254}) : number(0, 255);
+    lo = 0, hi = 255;
+    if (once_in(3)) lo = number(0, 255), hi = number(lo, 255);
+    if (once_in(10)) lo = zero, hi = 255;
+}
+
+Share some_share(int rows, int blocks) {
+    Share share = {0, rows, 0, blocks};
+    if (once_in(3)) share.row = number(0, rows - 1), share.row_end = number(share.row + 1, rows);
+    if (once_in(3)) share.block = number(0, blocks - 1), share.block_end = number(share.block + 1, blocks);
+    return share;
+}
+
+Strides some_strides(int w, int c) {
+    const int pixel = c + (once_in(3) ? number(0, 20) : 0);
+    return {ptrdiff_t(w) * pixel + (once_in(3) ? number(0, 40) : 0), pixel};
+}
+
+size_t extent(Strides s, int h, int w, int c) { return size_t((h - 1) * s.row + (w - 1) * s.pixel + c); }
+
+int some_activation() { return once_in(3) ? NO_ACTIVATION : number(0, ACTIVATIONS - 1); }
+
+void some_parameters(int activation, float &a, float &b) {
+    a = float(real(-1, 1)), b = float(real(-1, 1));
+    if (activation == CLIP) a = once_in(2) ? 0 : a, b = once_in(2) ? INFINITY : once_in(2) ? 6 : std::max(a, b);
+}
+
+Range::Range(int activation, float a, float b, double value, double slack) {
+    for (const int side : {-1, 0, 1}) {
+        const float v = activate(activation, float(value + side * slack), a, b);
+        if (std::isnan(v)) nan = true;
+        else least = std::min(least, double(v)), most = std::max(most, double(v));
+    }
+    // Between the three, a function that has no derivative there can go a little further.
+    least -= slack + FUNCTIONS * std::max(1.0, std::abs(least)), most += slack + FUNCTIONS * std::max(1.0, std::abs(most));
+}
+
+std::string what;
+static int failures = 0, compared = 0;
+
+template <class T>
+void Test::compare(const void *arguments, const void *const *in, size_t count, Share share, const May<T> &may) const {
+    const size_t bytes = count * sizeof(T);
+    std::vector<uint8_t> before(bytes + 2 * GUARD);
+    for (size_t i = 0; i < before.size(); i++) before[i] = uint8_t(i * 151 + 17);
+    std::vector<uint8_t> expected = before;
+    scalar(arguments, in, expected.data() + GUARD, share);
+    if (!std::equal(before.begin(), before.begin() + GUARD, expected.begin()) || !std::equal(before.end() - GUARD, before.end(), expected.end() - GUARD)) {
+        failures++;
+        std::printf("the scalar kernel writes outside: %s\n", what.c_str());
+        return;
+    }
+    for (const Row &row : rows) {
+        std::vector<uint8_t> got = before;
+        row.kernel(arguments, in, got.data() + GUARD, share);
+        compared++;
+        for (size_t at = 0; at < got.size(); at += sizeof(T)) {
+            const auto same = [&](const std::vector<uint8_t> &one, const std::vector<uint8_t> &other) { return std::memcmp(&one[at], &other[at], sizeof(T)) == 0; };
+            if (same(got, expected)) continue;
+            T is, must;
+            std::memcpy(&is, &got[at], sizeof is), std::memcpy(&must, &expected[at], sizeof must);
+            if (may && !same(expected, before) && may((at - GUARD) / sizeof(T), must, is)) continue;
+            failures++;
+            std::printf("%s differs at %td of %zu (is %.9g, must be %.9g): %s\n", row.function, (ptrdiff_t(at) - ptrdiff_t(GUARD)) / ptrdiff_t(sizeof(T)), count,
+                        double(is), double(must), what.c_str());
+            break;
+        }
+    }
+}
+template void Test::compare(const void *, const void *const *, size_t, Share, const May<uint8_t> &) const;
+template void Test::compare(const void *, const void *const *, size_t, Share, const May<float> &) const;
+
+Exactly<float> Test::outputs(const void *arguments, const void *const *in, size_t count, Share share) const {
+    Exactly<float> made(count);
+    std::fill_n(made.data(), count, 0.0f);
+    scalar(arguments, in, made.data(), share);
+    return made;
+}
+
+namespace {
 
 Exactly<int8_t> weights(size_t n) {
     Exactly<int8_t> made(n);
@@ -84,13 +164,6 @@ struct Ends {
     }
 };
 
-void some_bounds(int32_t &zero, int32_t &lo, int32_t &hi) {
-    zero = once_in(2) ? one_of({0, 255, 128, 1, 254}) : number(0, 255);
-    lo = 0, hi = 255;
-    if (once_in(3)) lo = number(0, 255), hi = number(lo, 255);
-    if (once_in(10)) lo = zero, hi = 255;
-}
-
 Residual some_residual(bool fixed) {
     Residual r = {1, once_in(2), 0, 255, 0, 0, 0, 0, 0, 0, 0};
     if (once_in(3)) r.lo = number(0, 255), r.hi = number(r.lo, 255);
@@ -106,52 +179,6 @@ Residual some_residual(bool fixed) {
     }
     return r;
 }
-
-std::string what;  // the case that runs, for people
-int failures = 0, compared = 0;
-
-// Run the scalar kernel and another on outputs with guards, `bytes` long from `origin` on, and compare all of it.
-void compare(const Row &row, Kernel scalar, const void *arguments, const void *const *in, size_t bytes, Share share) {
-    std::vector<uint8_t> expected(bytes + 2 * GUARD), got(bytes + 2 * GUARD);
-    for (size_t i = 0; i < expected.size(); i++) expected[i] = got[i] = uint8_t(i * 151 + 17);
-    const std::vector<uint8_t> before = expected;
-    scalar(arguments, in, expected.data() + GUARD, share);
-    row.kernel(arguments, in, got.data() + GUARD, share);
-    compared++;
-    const bool guarded = std::equal(before.begin(), before.begin() + GUARD, expected.begin()) && std::equal(before.end() - GUARD, before.end(), expected.end() - GUARD);
-    size_t at = 0;
-    while (at < got.size() && got[at] == expected[at]) at++;
-    if (guarded && at == got.size()) return;
-    failures++;
-    if (!guarded)
-        std::printf("the scalar kernel writes outside: %s\n", what.c_str());
-    else
-        std::printf("%s differs at byte %td of %zu (is %d, must be %d): %s\n", row.function, ptrdiff_t(at) - ptrdiff_t(GUARD), bytes, got[at], expected[at], what.c_str());
-}
-
-template <class... Values>
-std::string text(const char *format, Values... values) {
-    char buffer[512];
-    std::snprintf(buffer, sizeof buffer, format, values...);
-    return buffer;
-}
-
-Share some_share(int rows, int blocks) {
-    Share share = {0, rows, 0, blocks};
-    if (once_in(3)) share.row = number(0, rows - 1), share.row_end = number(share.row + 1, rows);
-    if (once_in(3)) share.block = number(0, blocks - 1), share.block_end = number(share.block + 1, blocks);
-    return share;
-}
-
-struct Test {
-    const Row *rows;
-    int count;
-    Kernel scalar;
-
-    void operator()(const void *arguments, const void *const *in, size_t bytes, Share share) const {
-        for (int i = 0; i < count; i++) compare(rows[i], scalar, arguments, in, bytes, share);
-    }
-};
 
 void conv(const Test &test) {
     Conv k = {};
@@ -174,8 +201,9 @@ void conv(const Test &test) {
     auto w = weights(size_t(blocks) * k.segments * k.groups * 64);
     Ends ends(size_t(blocks) * 16, double(k.segments) * k.groups * 4);
     k.weights = w.data(), k.bias = ends.bias.data();
-    k.finish = Finish(number(0, 3));
+    k.finish = Finish(number(0, 4));
     const bool fixed = k.finish == CODES_FIXED || k.finish == VALUES_FIXED, values = k.finish == VALUES || k.finish == VALUES_FIXED;
+    const bool ends_in_floats = k.finish == VALUES || k.finish == VALUE_CODES;
     if (fixed) k.factor = ends.factor.data(), k.shift = ends.shift.data();
     else k.scale = ends.scale.data(), k.fits = ends.fits;
     if (!values) some_bounds(k.zero, k.lo, k.hi);
@@ -185,11 +213,34 @@ void conv(const Test &test) {
     k.r = {ptrdiff_t(k.w) * r_pixel + (once_in(3) ? number(0, 40) : 0), r_pixel};
     auto r = codes(size_t((k.h - 1) * k.r.row + (k.w - 1) * k.r.pixel + k.c) + SLACK);
     const void *in[2] = {x.data(), nullptr};
-    if (!values && once_in(2)) k.add = some_residual(fixed), in[1] = r.data();
-    what = text("conv h %d w %d c %d, inputs %d pixel %d, kernel %dx%d stride %dx%d dilation %d, finish %d fits %d zero %d lo %d hi %d, residual %d swapped %d",
-                k.h, k.w, k.c, inputs, pixel, kernel_h, kernel_w, stride_h, stride_w, dilation, k.finish, k.fits, k.zero, k.lo, k.hi, k.add.present, k.add.swapped);
-    const size_t bytes = size_t((k.h - 1) * k.y.row + (k.w - 1) * k.y.pixel + k.c) * (values ? 4 : 1);
-    test(&k, in, bytes, some_share(k.h, blocks));
+    if (!ends_in_floats && !values && once_in(2)) k.add = some_residual(fixed), in[1] = r.data();
+    auto beside = floats(extent(k.r, k.h, k.w, k.c)), bias = floats(size_t(blocks) * 16), step = floats(size_t(blocks) * 16);
+    if (ends_in_floats) {
+        k.end.activation = some_activation();
+        some_parameters(k.end.activation, k.end.a, k.end.b);
+        if (once_in(2)) k.end.bias = bias.data();
+        if (once_in(2)) k.end.residual = 1, in[1] = beside.data();
+        const float narrow = once_in(2) ? 1 : 1.0f / 128;  // to where activations bend
+        for (size_t i = 0; i < step.size; i++) step[i] = power(-8, 0), ends.scale[i] *= narrow;
+        k.step = step.data();
+    }
+    tell("conv h %d w %d c %d, inputs %d pixel %d, kernel %dx%d stride %dx%d dilation %d, finish %d fits %d zero %d lo %d hi %d, residual %d swapped %d, end %d %g %g bias %d residual %d",
+                k.h, k.w, k.c, inputs, pixel, kernel_h, kernel_w, stride_h, stride_w, dilation, k.finish, k.fits, k.zero, k.lo, k.hi, k.add.present, k.add.swapped, k.end.activation, double(k.end.a),
+         double(k.end.b), k.end.bias != nullptr, k.end.residual);
+    const size_t count = extent(k.y, k.h, k.w, k.c);
+    const Share share = some_share(k.h, blocks);
+    if (k.end.activation == NO_ACTIVATION || k.end.activation == CLIP) return test(&k, in, count * (values ? 4 : 1), share);
+    // The numbers before the activation are the same bit for bit.
+    Conv plain = k;
+    plain.finish = VALUES, plain.end.activation = NO_ACTIVATION;
+    auto value = test.outputs(&plain, in, count, share);
+    const auto range = [&](size_t i) { return Range(k.end.activation, k.end.a, k.end.b, double(value[i]), 0); };
+    if (values) return test.compare<float>(&k, in, count, share, [&](size_t i, float, float got) { return range(i).holds(got); });
+    test.compare<uint8_t>(&k, in, count, share, [&](size_t i, uint8_t, uint8_t got) {
+        const Range of = range(i);
+        const auto code = [&](double v) { return quantize(float(v), step[size_t(ptrdiff_t(i) % k.y.row % k.y.pixel)], k.zero, k.lo, k.hi); };
+        return (of.nan && got == code(NAN)) || (got >= code(of.least) && got <= code(of.most));
+    });
 }
 
 void depthwise(const Test &test) {
@@ -222,17 +273,10 @@ void depthwise(const Test &test) {
     const int y_pixel = k.c + (once_in(3) ? number(0, 20) : 0);
     k.y = {ptrdiff_t(k.w) * y_pixel + (once_in(3) ? number(0, 40) : 0), y_pixel};
     const void *in[2] = {x.data(), nullptr};
-    what = text("depthwise h %d w %d c %d pixel %d, kernel %dx%d stride %dx%d dilation %d slide %d, finish %d fits %d zero %d lo %d hi %d", k.h, k.w, k.c, pixel,
+    tell("depthwise h %d w %d c %d pixel %d, kernel %dx%d stride %dx%d dilation %d slide %d, finish %d fits %d zero %d lo %d hi %d", k.h, k.w, k.c, pixel,
                 kernel, kernel_w, stride_h, stride_w, dilation, k.slide, k.finish, k.fits, k.zero, k.lo, k.hi);
     test(&k, in, size_t((k.h - 1) * k.y.row + (k.w - 1) * k.y.pixel + k.c), some_share(k.h, blocks));
 }
-
-Strides some_strides(int w, int c) {
-    const int pixel = c + (once_in(3) ? number(0, 20) : 0);
-    return {ptrdiff_t(w) * pixel + (once_in(3) ? number(0, 40) : 0), pixel};
-}
-
-size_t extent(Strides s, int h, int w, int c) { return size_t((h - 1) * s.row + (w - 1) * s.pixel + c); }
 
 void add(const Test &test) {
     Add k = {};
@@ -243,7 +287,7 @@ void add(const Test &test) {
     if (once_in(2)) k.a = k.b = k.y = {ptrdiff_t(k.w) * k.c, k.c};
     auto a = codes(extent(k.a, k.h, k.w, k.c) + SLACK), b = codes(extent(k.b, k.h, k.w, k.c) + SLACK);
     const void *in[2] = {a.data(), b.data()};
-    what = text("add h %d w %d c %d fixed %d, %g %g %g, %d %d %d >> %d, lo %d hi %d", k.h, k.w, k.c, k.fixed, double(k.sum.ra), double(k.sum.rb), double(k.sum.rc),
+    tell("add h %d w %d c %d fixed %d, %g %g %g, %d %d %d >> %d, lo %d hi %d", k.h, k.w, k.c, k.fixed, double(k.sum.ra), double(k.sum.rb), double(k.sum.rc),
                 k.sum.fa, k.sum.fb, k.sum.fc, k.sum.shift, k.sum.lo, k.sum.hi);
     test(&k, in, extent(k.y, k.h, k.w, k.c), some_share(k.h, 1));
 }
@@ -264,7 +308,7 @@ void pool(const Test &test) {
     k.x = some_strides(k.in_w, k.c), k.y = some_strides(k.w, k.c);
     auto x = codes(extent(k.x, k.in_h, k.in_w, k.c) + SLACK);
     const void *in[2] = {x.data(), nullptr};
-    what = text("pool of %dx%d to %dx%d, c %d, kernel %dx%d stride %dx%d pads %d %d, average %d padding %d fixed %d factor %d shift %d, zero %d lo %d hi %d", k.in_h,
+    tell("pool of %dx%d to %dx%d, c %d, kernel %dx%d stride %dx%d pads %d %d, average %d padding %d fixed %d factor %d shift %d, zero %d lo %d hi %d", k.in_h,
                 k.in_w, k.h, k.w, k.c, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w, k.top, k.left, k.average, k.counts_padding, k.fixed, k.factor, k.shift, k.zero, k.lo, k.hi);
     test(&k, in, extent(k.y, k.h, k.w, k.c), some_share(k.h, 1));
 }
@@ -281,7 +325,7 @@ void map(const Test &test) {
     auto table = codes(256);
     if (once_in(2)) k.table = table.data();
     const void *in[2] = {k.constant < 0 ? x.data() : nullptr, nullptr};
-    what = text("map h %d w %d c %d stride %d constant %d table %d", k.h, k.w, k.c, stride, k.constant, k.table != nullptr);
+    tell("map h %d w %d c %d stride %d constant %d table %d", k.h, k.w, k.c, stride, k.constant, k.table != nullptr);
     test(&k, in, extent(k.y, k.h, k.w, k.c), some_share(k.h, 1));
 }
 
@@ -301,7 +345,7 @@ void quantize(const Test &test) {
         if (once_in(50)) x[i] = once_in(2) ? NAN : once_in(2) ? INFINITY : -INFINITY;
     }
     const void *in[2] = {x.data(), nullptr};
-    what = text("quantize h %d w %d c %d pixel %d widen %d, scale %g zero %d lo %d hi %d", k.h, k.w, k.c, pixel, k.widen, double(k.scale), k.zero, k.lo, k.hi);
+    tell("quantize h %d w %d c %d pixel %d widen %d, scale %g zero %d lo %d hi %d", k.h, k.w, k.c, pixel, k.widen, double(k.scale), k.zero, k.lo, k.hi);
     test(&k, in, size_t((k.h - 1) * k.y.row + k.w * k.y.pixel), some_share(k.h, 1));
 }
 
@@ -312,16 +356,12 @@ void dequantize(const Test &test) {
     k.x = some_strides(k.w, k.c);
     auto x = codes(extent(k.x, k.h, k.w, k.c) + SLACK);
     const void *in[2] = {x.data(), nullptr};
-    what = text("dequantize h %d w %d c %d", k.h, k.w, k.c);
+    tell("dequantize h %d w %d c %d", k.h, k.w, k.c);
     test(&k, in, size_t(k.h) * k.w * k.c * 4, some_share(k.h, 1));
 }
 
-struct Tested {
-    Operator op;
-    void (*draw)(const Test &);
-};
-constexpr Tested TESTED[] = {{Operator::CONV, conv}, {Operator::DEPTHWISE, depthwise}, {Operator::ADD, add}, {Operator::POOL, pool},
-                             {Operator::MAP, map},   {Operator::QUANTIZE, quantize},   {Operator::DEQUANTIZE, dequantize}};
+const std::vector<Tested> TESTED = {{Operator::CONV, "u8s8", conv},          {Operator::DEPTHWISE, "u8s8", depthwise},    {Operator::ADD, "u8", add}, {Operator::POOL, "u8", pool}, {Operator::MAP, "u8", map},
+                                    {Operator::QUANTIZE, "f32u8", quantize}, {Operator::DEQUANTIZE, "u8f32", dequantize}};
 
 }  // namespace
 
@@ -337,23 +377,27 @@ int main(int argc, char **argv) {
         rows.push_back({Operator::DEPTHWISE, "u8s8", AVX512VNNI, "1x32", "depthwise_u8s8_avx2vnni_evex", depthwise_u8s8_avx2vnni_evex});
     }
 #endif
-    for (const Tested &tested : TESTED) {
-        std::vector<Row> here;
-        Kernel scalar = nullptr;
+    std::vector<Tested> all = TESTED;
+    all.insert(all.end(), TESTED_ON_FLOATS.begin(), TESTED_ON_FLOATS.end());
+    for (const Tested &tested : all) {
+        Test test = {};
+        Row alone = {};
         for (const Row &row : rows) {
-            if (row.op != tested.op) continue;
-            if (row.isa == SCALAR) scalar = row.kernel;
-            if ((row.isa != SCALAR || tested.op == Operator::DEQUANTIZE) && runs(row.isa) && row.isa <= level()) here.push_back(row);
+            if (row.op != tested.op || std::strcmp(row.types, tested.types) != 0) continue;
+            if (row.isa == SCALAR) alone = row;
+            else if (runs(row.isa) && row.isa <= level()) test.rows.push_back(row);
         }
+        test.scalar = alone.kernel;
+        if (test.rows.empty()) test.rows.push_back(alone);  // then a sanitizer sees what it reads, at least
         for (int i = 0; i < rounds; i++) {
             random_bits.seed(seed * 1000003 + uint64_t(i));
             const int before = failures;
-            tested.draw({here.data(), int(here.size()), scalar});
+            tested.draw(test);
             if (failures != before) std::printf("    round %d, seed %llu\n", i, static_cast<unsigned long long>(seed));
             if (failures >= 20) return 1;
         }
-        std::printf("%s:", here.empty() ? "nothing but scalar" : "same as scalar");
-        for (const Row &row : here) std::printf(" %s", row.function);
+        std::printf("as the scalar kernel:");
+        for (const Row &row : test.rows) std::printf(" %s", row.function);
         std::printf("\n");
     }
     std::printf("%d comparisons at level %s, %d failures\n", compared, name(level()), failures);
