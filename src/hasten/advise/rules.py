@@ -106,7 +106,8 @@ RULES = (
     Rule(
         "nothing to compute, native", lambda t: _idle(t) and t.native,
         "graph", "native", FLOAT, (2.0, 8.0),
-        "{macs} multiply-accumulates are less than the call itself, and the call of hasten's own engine costs next to nothing, that of onnxruntime {call}",
+        "{macs} multiply-accumulates are less than the call itself, and the call of hasten's own engine costs next to nothing, that of onnxruntime "
+        "{call}",
         single=True,
     ),
     Rule(
