@@ -224,8 +224,9 @@ void conv(const Test &test) {
         for (size_t i = 0; i < step.size; i++) step[i] = power(-8, 0), ends.scale[i] *= narrow;
         k.step = step.data();
     }
-    tell("conv h %d w %d c %d, inputs %d pixel %d, kernel %dx%d stride %dx%d dilation %d, finish %d fits %d zero %d lo %d hi %d, residual %d swapped %d, end %d %g %g bias %d residual %d",
-                k.h, k.w, k.c, inputs, pixel, kernel_h, kernel_w, stride_h, stride_w, dilation, k.finish, k.fits, k.zero, k.lo, k.hi, k.add.present, k.add.swapped, k.end.activation, double(k.end.a),
+    tell("conv h %d w %d c %d, inputs %d pixel %d, kernel %dx%d stride %dx%d dilation %d, finish %d fits %d zero %d lo %d hi %d, residual %d swapped %d, "
+         "end %d %g %g bias %d residual %d",
+         k.h, k.w, k.c, inputs, pixel, kernel_h, kernel_w, stride_h, stride_w, dilation, k.finish, k.fits, k.zero, k.lo, k.hi, k.add.present, k.add.swapped, k.end.activation, double(k.end.a),
          double(k.end.b), k.end.bias != nullptr, k.end.residual);
     const size_t count = extent(k.y, k.h, k.w, k.c);
     const Share share = some_share(k.h, blocks);
@@ -274,7 +275,7 @@ void depthwise(const Test &test) {
     k.y = {ptrdiff_t(k.w) * y_pixel + (once_in(3) ? number(0, 40) : 0), y_pixel};
     const void *in[2] = {x.data(), nullptr};
     tell("depthwise h %d w %d c %d pixel %d, kernel %dx%d stride %dx%d dilation %d slide %d, finish %d fits %d zero %d lo %d hi %d", k.h, k.w, k.c, pixel,
-                kernel, kernel_w, stride_h, stride_w, dilation, k.slide, k.finish, k.fits, k.zero, k.lo, k.hi);
+         kernel, kernel_w, stride_h, stride_w, dilation, k.slide, k.finish, k.fits, k.zero, k.lo, k.hi);
     test(&k, in, size_t((k.h - 1) * k.y.row + (k.w - 1) * k.y.pixel + k.c), some_share(k.h, blocks));
 }
 
@@ -288,7 +289,7 @@ void add(const Test &test) {
     auto a = codes(extent(k.a, k.h, k.w, k.c) + SLACK), b = codes(extent(k.b, k.h, k.w, k.c) + SLACK);
     const void *in[2] = {a.data(), b.data()};
     tell("add h %d w %d c %d fixed %d, %g %g %g, %d %d %d >> %d, lo %d hi %d", k.h, k.w, k.c, k.fixed, double(k.sum.ra), double(k.sum.rb), double(k.sum.rc),
-                k.sum.fa, k.sum.fb, k.sum.fc, k.sum.shift, k.sum.lo, k.sum.hi);
+         k.sum.fa, k.sum.fb, k.sum.fc, k.sum.shift, k.sum.lo, k.sum.hi);
     test(&k, in, extent(k.y, k.h, k.w, k.c), some_share(k.h, 1));
 }
 
@@ -309,7 +310,7 @@ void pool(const Test &test) {
     auto x = codes(extent(k.x, k.in_h, k.in_w, k.c) + SLACK);
     const void *in[2] = {x.data(), nullptr};
     tell("pool of %dx%d to %dx%d, c %d, kernel %dx%d stride %dx%d pads %d %d, average %d padding %d fixed %d factor %d shift %d, zero %d lo %d hi %d", k.in_h,
-                k.in_w, k.h, k.w, k.c, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w, k.top, k.left, k.average, k.counts_padding, k.fixed, k.factor, k.shift, k.zero, k.lo, k.hi);
+         k.in_w, k.h, k.w, k.c, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w, k.top, k.left, k.average, k.counts_padding, k.fixed, k.factor, k.shift, k.zero, k.lo, k.hi);
     test(&k, in, extent(k.y, k.h, k.w, k.c), some_share(k.h, 1));
 }
 
@@ -360,8 +361,11 @@ void dequantize(const Test &test) {
     test(&k, in, size_t(k.h) * k.w * k.c * 4, some_share(k.h, 1));
 }
 
-const std::vector<Tested> TESTED = {{Operator::CONV, "u8s8", conv},          {Operator::DEPTHWISE, "u8s8", depthwise},    {Operator::ADD, "u8", add}, {Operator::POOL, "u8", pool}, {Operator::MAP, "u8", map},
-                                    {Operator::QUANTIZE, "f32u8", quantize}, {Operator::DEQUANTIZE, "u8f32", dequantize}};
+const std::vector<Tested> TESTED = {
+    {Operator::CONV, "u8s8", conv}, {Operator::DEPTHWISE, "u8s8", depthwise}, {Operator::ADD, "u8", add},
+    {Operator::POOL, "u8", pool},   {Operator::MAP, "u8", map},               {Operator::QUANTIZE, "f32u8", quantize},
+    {Operator::DEQUANTIZE, "u8f32", dequantize},
+};
 
 }  // namespace
 
