@@ -12,8 +12,8 @@ const Row TABLE[] = {
 #undef KERNEL
 };
 
-constexpr Isa LEVELS[] = {SCALAR, AVX2, AVX2VNNI, AVX512VNNI};
-constexpr const char *NAMES[] = {"scalar", "avx2", "avx2vnni", "avx512vnni"};
+constexpr Isa LEVELS[] = {SCALAR, AVX2, AVX2VNNI, AVX512VNNI, AVX512BF16};
+constexpr const char *NAMES[] = {"scalar", "avx2", "avx2vnni", "avx512vnni", "avx512bf16"};
 
 bool supported(Isa isa) {
     switch (isa) {
@@ -29,6 +29,9 @@ bool supported(Isa isa) {
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
 #endif
+#ifdef HASTEN_HAVE_AVX512BF16
+        case AVX512BF16: return supported(AVX512VNNI) && __builtin_cpu_supports("avx512bf16");
+#endif
 #endif
         default: return isa == SCALAR;
     }
@@ -39,7 +42,7 @@ bool supported(Isa isa) {
 const char *name(Isa isa) { return NAMES[isa]; }
 
 bool runs(Isa isa) {
-    static const bool known[] = {supported(SCALAR), supported(AVX2), supported(AVX2VNNI), supported(AVX512VNNI)};
+    static const bool known[] = {supported(SCALAR), supported(AVX2), supported(AVX2VNNI), supported(AVX512VNNI), supported(AVX512BF16)};
     return known[isa];
 }
 

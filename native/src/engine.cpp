@@ -140,7 +140,7 @@ void hasten_model::prepare(const hasten_options *options) {
     for (int i = 0; i < threads; i++) {
         arenas.emplace_back(arena_bytes);
         std::memset(arenas.back().data, 0, arena_bytes);
-        scratch.emplace_back(program.scratch + 64);
+        scratch.emplace_back(program.scratch * size_t(together) + 64);
     }
     if (threads > 1) team = std::make_unique<Team>(threads);
 }
@@ -185,7 +185,7 @@ void hasten_model::steps(int number, int32_t first, int32_t samples, int thread,
                 call(&row, 0);
             };
             if (step.matrix && samples > 1) {
-                step.kind == Kind::CONV ? as_row(step.conv) : as_row(step.conv_f32);
+                step.kind == Kind::CONV ? as_row(step.conv) : step.kind == Kind::CONV_F32 ? as_row(step.conv_f32) : as_row(step.conv_bf16);
             } else {
                 for (int32_t sample = 0; sample < samples; sample++) call(&step.conv, sample);
             }

@@ -34,6 +34,42 @@ void conv_f32_scalar(const void *arguments, const void *const *in, void *out, Sh
     }
 }
 
+// To the nearest number of 8 significant bits; of two as near, to the even one.
+static float bfloat16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    if (value != value) return value;
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
+void conv_bf16_scalar(const void *arguments, const void *const *in, void *out, Share share) {
+    const ConvBF16 &k = *static_cast<const ConvBF16 *>(arguments);
+    const float *x = static_cast<const float *>(in[0]), *r = static_cast<const float *>(in[1]);
+    float *y = static_cast<float *>(out);
+    const ptrdiff_t panel = static_cast<ptrdiff_t>(k.segments) * k.pairs * 32;
+    for (int row = share.row; row < share.row_end; row++) {
+        for (int q = 0; q < k.w; q++) {
+            const float *from = x + row * k.x.row + q * k.x.pixel;
+            for (int n = share.block * 16; n < share.block_end * 16 && n < k.c; n++) {
+                const uint16_t *w = k.weights + n / 16 * panel + n % 16 * 2;
+                float sum = 0;
+                for (int s = 0; s < k.segments; s++) {
+                    for (int i = 0; i < 2 * k.pairs; i++) {
+                        const uint32_t bits = static_cast<uint32_t>(w[i % 2]) << 16;
+                        float weight;
+                        __builtin_memcpy(&weight, &bits, 4);
+                        sum += bfloat16(from[k.segment[s] + i]) * weight;
+                        if (i % 2) w += 32;
+                    }
+                }
+                y[row * k.y.row + q * k.y.pixel + n] = finish(k.end, sum, n, k.end.residual ? r + row * k.r.row + q * k.r.pixel + n : nullptr);
+            }
+        }
+    }
+}
+
 void depthwise_f32_scalar(const void *arguments, const void *const *in, void *out, Share share) {
     const DepthwiseF32 &k = *static_cast<const DepthwiseF32 *>(arguments);
     const float *x = static_cast<const float *>(in[0]), *r = static_cast<const float *>(in[1]);

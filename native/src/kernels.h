@@ -147,6 +147,18 @@ struct ConvF32 {
     End end;
 };
 
+// The same with bfloat16 weights, two inputs at a time, w[n / 16][s · pairs + i / 2][n % 16][i % 2]: the inputs a kernel rounds to bfloat16 itself,
+// into its thread's memory, and sums in float32.
+struct ConvBF16 {
+    Strides x, y, r;
+    int32_t h, w, c;
+    int32_t segments, pairs;
+    const int32_t *segment;
+    const uint16_t *weights;
+    End end;
+    int32_t least, most;  // of the segments
+};
+
 // Weights: [taps][c, padded to 16].
 struct DepthwiseF32 {
     Strides x, y, r;
@@ -254,7 +266,7 @@ constexpr int SCRATCH = 4;
 
 using Kernel = void (*)(const void *arguments, const void *const *in, void *out, Share share);
 
-enum Isa : int32_t { SCALAR = 0, AVX2 = 1, AVX2VNNI = 2, AVX512VNNI = 3 };
+enum Isa : int32_t { SCALAR = 0, AVX2 = 1, AVX2VNNI = 2, AVX512VNNI = 3, AVX512BF16 = 4 };
 
 #define KERNEL(op, type, isa, tile, function) \
     void function(const void *arguments, const void *const *in, void *out, Share share);

@@ -93,6 +93,7 @@ enum class Kind : uint32_t {
     ARRANGE = 30,
     QUANTIZE_PIXELS = 31,
     DEQUANTIZE_PIXELS = 32,
+    CONV_BF16 = 33,
 };
 
 }  // namespace hasten

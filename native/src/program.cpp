@@ -193,6 +193,7 @@ private:
             case Kind::MAP: map(op, s); break;
             case Kind::DEQUANTIZE: dequantize(op, s); break;
             case Kind::CONV_F32: conv_f32(op, s); break;
+            case Kind::CONV_BF16: conv_bf16(op, s); break;
             case Kind::DEPTHWISE_F32: depthwise_f32(op, s); break;
             case Kind::POOL_F32: pool_f32(op, s); break;
             case Kind::ELEMENTWISE: elementwise(op, s); break;
@@ -433,6 +434,28 @@ private:
         s.products = double(steps) * y.h * y.w * y.c;
         s.work = s.products * 4;
         share(s, k, y, blocks, blocks * steps * BLOCK > int64_t{x.h} * x.w * x.c);
+    }
+
+    // p: stride h, stride w, segments, pairs, activation. f: a, b. blobs: segments (int32), weights (bfloat16), bias.
+    void conv_bf16(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        of_a_sample(x);
+        ConvBF16 &k = s.conv_bf16;
+        k.x = {ptrdiff_t{positive(op.p[0])} * x.row, ptrdiff_t{positive(op.p[1])} * x.pixel};
+        k.y = strides(y);
+        k.h = y.h, k.w = y.w, k.c = y.c, k.segments = positive(op.p[2]), k.pairs = positive(op.p[3]);
+        const int64_t blocks = (int64_t{y.c} + BLOCK - 1) / BLOCK, steps = int64_t{k.segments} * k.pairs;
+        check(steps < MOST, "its sums are too long");
+        k.segment = blob<int32_t>(op, 0, k.segments);
+        k.weights = blob<uint16_t>(op, 1, blocks * steps * BLOCK * 2);
+        k.end = end(op, 2, 4, 0, y, &k.r);
+        k.least = *std::min_element(k.segment, k.segment + k.segments), k.most = *std::max_element(k.segment, k.segment + k.segments);
+        for (int i = 0; i < k.segments; i++) reach(x, k.segment[i], 2 * int64_t{k.pairs}, y, k.x);
+        s.scratch = static_cast<size_t>(x.bytes / 2 + 64);
+        s.row = best(Operator::CONV, "bf16", isa_);
+        s.products = double(steps) * 2 * y.h * y.w * y.c;
+        s.work = s.products * 2;
+        share(s, k, y, blocks, blocks * steps * BLOCK * 2 > int64_t{x.h} * x.w * x.c);
     }
 
     // p: stride h, stride w, taps, activation. f: a, b. blobs: taps (int32), weights, bias.

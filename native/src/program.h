@@ -31,6 +31,7 @@ struct Step {
         Quantize quantize;
         Dequantize dequantize;
         ConvF32 conv_f32;
+        ConvBF16 conv_bf16;
         DepthwiseF32 depthwise_f32;
         PoolF32 pool_f32;
         Elementwise elementwise;

@@ -347,7 +347,7 @@ void hostile() {
     std::mt19937_64 bits(seed);
     const auto below = [&](size_t n) { return size_t(bits() % n); };
     size_t tried = 0, ran = 0;
-    for (const char *name : {"small", "small_fixed", "image", "vector", "floats", "sequence", "mixed"}) {
+    for (const char *name : {"small", "small_fixed", "image", "vector", "floats", "floats_bf16", "sequence", "mixed"}) {
         const Bytes whole = read(name);
         const hasten::Header h = header(whole);
         const size_t records = size_t(h.names_at) / 4, words = whole.size() / 4;
@@ -401,7 +401,7 @@ constexpr bool SLOW = false;
 #endif
 
 void threads() {
-    for (const char *name : {"vector", "shared", "sequence", "mixed", "floats", "small", "small_fixed", "image", "shared_fixed"}) {
+    for (const char *name : {"vector", "shared", "sequence", "mixed", "floats", "floats_bf16", "small", "small_fixed", "image", "shared_fixed"}) {
         if (SLOW && std::strcmp(name, "mixed") == 0) return;
         const Placed file(read(name));
         const int most = 40;

@@ -1,6 +1,7 @@
 // Kernels on floats against the scalar ones, within the tolerances of kernels_test.h. Inputs of floats end exactly where their last number does.
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 
 #include "kernels_test.h"
 
@@ -8,10 +9,29 @@ using namespace hasten;
 
 namespace {
 
+template <class W>
+Exactly<W> some_weights(size_t n) {
+    auto made = floats(n);
+    if constexpr (sizeof(W) == 4) {
+        return made;
+    } else {
+        Exactly<W> halves(n);
+        for (size_t i = 0; i < n; i++) std::memcpy(&halves[i], reinterpret_cast<const char *>(&made[i]) + 2, 2);  // bfloat16: the upper half
+        return halves;
+    }
+}
+
+Exactly<uint16_t> magnitudes(Exactly<uint16_t> &of) {
+    Exactly<uint16_t> made(of.size);
+    for (size_t i = 0; i < of.size; i++) made[i] = of[i] & 0x7fff;
+    return made;
+}
+
 // A kernel that ends in `k.end`: how far it may be off depends on how large its sums of `products` are; the same kernel tells, on magnitudes.
-template <class K>
-void compare_sums(const Test &test, const K &k, Exactly<float> &x, Exactly<float> &w, Exactly<float> &bias, Exactly<float> &r, double products, Share share) {
-    const void *in[SCRATCH + 1] = {x.data(), k.end.residual ? r.data() : nullptr};
+template <class K, class W>
+void compare_sums(const Test &test, const K &k, Exactly<float> &x, Exactly<W> &w, Exactly<float> &bias, Exactly<float> &r, double products, Share share) {
+    Exactly<uint16_t> scratch(x.size + 32);  // as program.cpp has it, of bfloat16
+    const void *in[SCRATCH + 1] = {x.data(), k.end.residual ? r.data() : nullptr, nullptr, nullptr, scratch.data()};
     const size_t count = extent(k.y, k.h, k.w, k.c);
     auto x_size = magnitudes(x), w_size = magnitudes(w), bias_size = magnitudes(bias), r_size = magnitudes(r);
     const void *in_sizes[SCRATCH + 1] = {x_size.data(), r_size.data()};
@@ -32,8 +52,11 @@ void some_end(End &end, Exactly<float> &bias) {
     end.residual = once_in(2);
 }
 
+// A convolution on floats, or one that rounds them to bfloat16 and reads them in pairs.
+template <class K, class W>
 void conv(const Test &test) {
-    ConvF32 k = {};
+    constexpr bool PAIRS = sizeof(W) == 2;
+    K k = {};
     const bool gemm = once_in(5), one = gemm && once_in(2);
     const int kernel_h = gemm ? 1 : one_of({1, 1, 2, 3, 3, 5}), kernel_w = gemm ? 1 : once_in(4) ? number(1, 4) : kernel_h;
     const int stride_h = number(1, 2), stride_w = number(1, 2), dilation = once_in(5) ? 2 : 1;
@@ -46,17 +69,19 @@ void conv(const Test &test) {
     std::vector<int32_t> segment;
     for (int i = 0; i < kernel_h; i++)
         for (int j = 0; j < (runs ? 1 : kernel_w); j++) segment.push_back(int32_t(i * dilation * row + j * dilation * pixel));
-    k.segment = segment.data(), k.segments = int32_t(segment.size()), k.length = runs ? (kernel_w - 1) * pixel + inputs : inputs;
-    const int blocks = (k.c + 15) / 16;
-    auto x = floats(extent(k.x, k.h, k.w, segment.back() + k.length));
-    auto w = floats(size_t(blocks) * size_t(k.segments * k.length) * 16), bias = floats(size_t(blocks) * 16);
+    const int run = runs ? (kernel_w - 1) * pixel + inputs : inputs, length = PAIRS ? (run + 1) / 2 * 2 : run, blocks = (k.c + 15) / 16;
+    k.segment = segment.data(), k.segments = int32_t(segment.size());
+    if constexpr (PAIRS) k.pairs = length / 2, k.least = segment.front(), k.most = segment.back();
+    else k.length = length;
+    auto x = floats(extent(k.x, k.h, k.w, segment.back() + length)), bias = floats(size_t(blocks) * 16);
+    auto w = some_weights<W>(size_t(blocks) * size_t(k.segments * length) * 16);
     k.weights = w.data();
     some_end(k.end, bias);
     k.y = some_strides(k.w, k.c), k.r = some_strides(k.w, k.c);
     auto r = floats(extent(k.r, k.h, k.w, k.c));
     tell("conv f32 h %d w %d c %d, inputs %d pixel %d, kernel %dx%d stride %dx%d dilation %d, end %d %g %g bias %d residual %d", k.h, k.w, k.c, inputs, pixel,
          kernel_h, kernel_w, stride_h, stride_w, dilation, k.end.activation, double(k.end.a), double(k.end.b), k.end.bias != nullptr, k.end.residual);
-    compare_sums(test, k, x, w, bias, r, k.segments * k.length, some_share(k.h, blocks));
+    compare_sums(test, k, x, w, bias, r, k.segments * length, some_share(k.h, blocks));
 }
 
 void depthwise(const Test &test) {
@@ -266,7 +291,7 @@ void dequantize_pixels(const Test &test) {
 }  // namespace
 
 const std::vector<Tested> TESTED_ON_FLOATS = {
-    {Operator::CONV, "f32", conv},     {Operator::DEPTHWISE, "f32", depthwise}, {Operator::POOL, "f32", pool},           {Operator::ELEMENTWISE, "f32", elementwise},
+    {Operator::CONV, "f32", conv<ConvF32, float>}, {Operator::CONV, "bf16", conv<ConvBF16, uint16_t>}, {Operator::DEPTHWISE, "f32", depthwise}, {Operator::POOL, "f32", pool},           {Operator::ELEMENTWISE, "f32", elementwise},
     {Operator::REDUCE, "f32", reduce}, {Operator::NORM, "f32", norm},           {Operator::SOFTMAX, "f32", softmax},     {Operator::ATTENTION, "f32", attention},
     {Operator::QUANTIZE, "pixels", quantize_pixels}, {Operator::DEQUANTIZE, "pixels", dequantize_pixels},
 };

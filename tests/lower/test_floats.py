@@ -12,7 +12,7 @@ from onnx.defs import get_schema
 
 from hasten import check, lower
 from hasten.doors.onnx import from_proto
-from hasten.errors import Unsupported
+from hasten.errors import BadInput, Unsupported
 from hasten.lower import float_ops
 from hasten.lower.float_rules import RULES
 from hasten.runtimes import Target, get
@@ -92,6 +92,35 @@ def test_threads_and_batches_change_no_number(threads, batch, samples):
         one_by_one = [next(iter(alone.run({"x": feeds["x"][i : i + 1]}).values())) for i in range(samples)]
         together = next(iter(get("native").compile(model, Target(threads, batch=batch)).run(feeds).values()))
         np.testing.assert_array_equal(np.concatenate(one_by_one), together)
+
+
+BFLOAT16 = 3e-2
+"""Error of an output, of its own scale: numbers of 8 significant bits are off by 2⁻⁹ at most, and twenty layers' errors add up like random ones."""
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx512bf16"])
+@pytest.mark.parametrize("seed", range(8))
+def test_bfloat16(seed, level, monkeypatch):
+    from hasten import _native
+
+    monkeypatch.setenv("HASTEN_ISA", level)
+    for model, feeds in (random_convolutional(seed), random_transformer(seed)):
+        plan = lower.lower(model, precision="bfloat16")
+        session = check.oracle(model)
+        (want,) = session.run(None, feeds)
+        got = _native.Model.from_bytes(plan.to_bytes(), 1, 4).run_list([feeds[i.name] for i in session.get_inputs()])[0]
+        assert np.abs(got - want).max() <= BFLOAT16 * np.abs(want).max()
+
+
+def test_bfloat16_rounds_to_nearest_ties_to_even_and_odd_runs_stay_float32():
+    tie = np.float32(1.00390625)
+    numbers = np.array([1.0, tie, 1.01171875, -tie, np.nextafter(tie, np.float32(2)), np.inf], np.float32)
+    np.testing.assert_array_equal(float_ops.bfloat16(numbers), [0x3F80, 0x3F80, 0x3F82, 0xBF80, 0x3F81, 0x7F80])
+    net = FloatNet(0)
+    model = net.model(net.conv(net.conv(net.input("x", (3, 8, 8)), 8, 3), 4, 1))
+    assert [type(op).__name__ for op in lower.lower(model, precision="bfloat16").ops] == ["Arrange", "ConvF32", "ConvBF16", "Arrange"]
+    with pytest.raises(BadInput, match="there is no precision 'float8'; use one of float32, bfloat16"):
+        lower.lower(model, precision="float8")
 
 
 def kinds(model):

@@ -69,6 +69,7 @@ def mixed():
 
 PLANS = {
     "floats": (floats, "float"),
+    "floats_bf16": (floats, "float", "bfloat16"),
     "sequence": (sequence, "float"),
     "mixed": (mixed, "float"),
     "small": (small, "float"),
@@ -83,8 +84,8 @@ PLANS = {
 def write(folder):
     """Every plan as FOLDER/NAME.plan."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (made, requantize) in PLANS.items():
-        (folder / f"{name}.plan").write_bytes(lower(made(), requantize).to_bytes())
+    for name, (made, *how) in PLANS.items():
+        (folder / f"{name}.plan").write_bytes(lower(made(), *how).to_bytes())
 
 
 if __name__ == "__main__":

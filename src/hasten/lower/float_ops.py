@@ -116,6 +116,26 @@ class ConvF32:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class ConvBF16(ConvF32):
+    """The same with weights, and inputs while it runs, rounded to bfloat16; sums are float32. Each run of inputs must be even."""
+
+    def record(self) -> Record:
+        offsets, w = runs(self.x, self.slide, self.weights)
+        channels, count, run = w.shape
+        blocks = -(-channels // BLOCK)
+        w = np.pad(w, ((0, blocks * BLOCK - channels), (0, 0), (0, 0)))
+        packed = bfloat16(w).reshape(blocks, BLOCK, count * run // 2, 2).transpose(0, 2, 1, 3)
+        numbers = (*self.slide.strides, count, run // 2, self.end.activation.number)
+        return Record(33, numbers, self.end.floats, (offsets, packed, self.end.blob()))
+
+
+def bfloat16(values: Array) -> Array:
+    """The upper 16 bits of float32 numbers, rounded to nearest, ties to even, as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return np.asarray((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16), np.uint16)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class DepthwiseF32:
     """One filter for each channel: float32 weights (channels, kernel h, kernel w)."""
 

@@ -75,7 +75,8 @@ def _layer(it: Walk, node: ir.Node, x: Value, weight: Array, how: Slide, group: 
     if group == x.tensor.c == channels and group > 1:
         it.ops.append(ops.DepthwiseF32(base, y, weight[:, 0], how, behind.end))
     elif group == 1:
-        it.ops.append(ops.ConvF32(base, y, weight, how, behind.end))
+        in_pairs = it.bfloat16 and ops.runs(base, how, weight)[1].shape[2] % 2 == 0
+        it.ops.append((ops.ConvBF16 if in_pairs else ops.ConvF32)(base, y, weight, how, behind.end))
     else:
         inputs, outputs = x.tensor.c // group, channels // group
         for g in range(group):

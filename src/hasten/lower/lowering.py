@@ -16,7 +16,7 @@ OPERATORS = frozenset(code_rules.RULES) | frozenset(float_rules.RULES)
 ATTENTION = frozenset(("Softmax", "LayerNormalization", "RMSNormalization"))
 
 
-def lower_graph(model: Model, requantize: str) -> tuple[Plan | None, tuple[Skip, ...]]:
+def lower_graph(model: Model, requantize: str, precision: str = "float32") -> tuple[Plan | None, tuple[Skip, ...]]:
     """The plan, or None and each node that stands in the way with its reason.
 
     A float model with batch norms, or one that can't be lowered as it is, gets the clean-up of every recipe first.
@@ -24,16 +24,16 @@ def lower_graph(model: Model, requantize: str) -> tuple[Plan | None, tuple[Skip,
     operators = {node.op_type for node in model.ir.graph}
     untidy = requantize != "fixed" and "QuantizeLinear" not in operators
     if not (untidy and "BatchNormalization" in operators):
-        plan, skips = _lowered(model, requantize == "fixed")
+        plan, skips = _lowered(model, requantize == "fixed", precision)
         if plan is not None or not untidy:
             return plan, skips
     for name in (*passes.CLEAN, *passes.FOLD):
         row = technique(name)
         model = row.apply(model, row.settings(), None)
-    return _lowered(model, fixed=False)
+    return _lowered(model, False, precision)
 
 
-def _lowered(model: Model, fixed: bool) -> tuple[Plan | None, tuple[Skip, ...]]:
+def _lowered(model: Model, fixed: bool, precision: str) -> tuple[Plan | None, tuple[Skip, ...]]:
     if not fixed and any(node.op_type in ATTENTION for node in model.ir.graph):
         model = fuse_attention(model, FuseAttention(), None)
-    return Walk(model, fixed, code_rules.RULES, float_rules.RULES).run()
+    return Walk(model, fixed, code_rules.RULES, float_rules.RULES, precision == "bfloat16").run()

@@ -79,8 +79,8 @@ Rules = Mapping[str, Callable[["Walk", ir.Node], None]]
 class Walk:
     """The walk down the graph: `values` by name, and the ops so far."""
 
-    def __init__(self, model: Model, fixed: bool, on_codes: Rules, on_floats: Rules) -> None:
-        self.model, self.graph, self.fixed = model, model.ir.graph, fixed
+    def __init__(self, model: Model, fixed: bool, on_codes: Rules, on_floats: Rules, bfloat16: bool = False) -> None:
+        self.model, self.graph, self.fixed, self.bfloat16 = model, model.ir.graph, fixed, bfloat16
         self.on_codes, self.on_floats = on_codes, on_floats
         self.values: dict[str, Any] = {}
         self.ops: list[Any] = []

@@ -1,4 +1,5 @@
-"""native: hasten's own engine (`native/`), for models on 8-bit codes. It computes what onnxruntime's fused kernels compute, bit for bit."""
+"""native: hasten's own engine (`native/`). On 8-bit codes it computes what onnxruntime's fused kernels compute, bit for bit; on floats, the same but
+for the order of sums."""
 
 from __future__ import annotations
 
@@ -25,19 +26,34 @@ def available() -> bool:
     return importlib.util.find_spec("hasten._native") is not None
 
 
+def _level() -> str:
+    """The kernels' level on this processor; empty where there is no engine."""
+    if not available():
+        return ""
+    from hasten import _native
+
+    return _native.isa()
+
+
 class Native:
-    """The engine. A model must be quantized (uint8 activations, int8 weights); each node that it has no kernel for is named before anything runs."""
+    """The engine, for models of float32 and for quantized ones (uint8 activations, int8 weights); each node that it has no kernel for is named
+    before anything runs. The hint bfloat16 is there where the processor multiplies such numbers by itself."""
 
     name = "native"
-    hints = ("float32",)
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        return ("float32", "bfloat16") if _level() == "avx512bf16" else ("float32",)
 
     def unsupported(self, model: Model, target: Target) -> tuple[Skip, ...]:
         from hasten import lower
 
         if not available():
             return (Skip("", ABSENT),)
-        if target.device != "cpu" or target.precision != "float32":
-            return (Skip("", f"the native engine computes on the CPU, with no {target.precision} hint"),)
+        if target.device != "cpu":
+            return (Skip("", "the native engine computes on the CPU"),)
+        if target.precision not in self.hints:
+            return (Skip("", f"the native engine has no {target.precision} hint on this processor"),)
         return lower.unsupported(model)
 
     def compile(self, model: Model | Path, target: Target) -> NativeSession:
@@ -55,7 +71,7 @@ class NativeSession:
             raise Unsupported(f"native: {ABSENT}")
         from hasten import _native
 
-        self.plan = lower(Model.load(model) if isinstance(model, Path) else model)
+        self.plan = lower(Model.load(model) if isinstance(model, Path) else model, precision=target.precision)
         try:
             self._model = _native.Model.from_bytes(self.plan.to_bytes(), target.threads, target.batch)
         except (ValueError, NotImplementedError, MemoryError) as e:

@@ -192,7 +192,8 @@ def candidates(
             if runtime == "native" and any(name in NOT_NATIVE for name, _ in recipe.steps):
                 continue
             for precision in runtimes.get(runtime).hints:
-                if precision != "float32" and recipe.name in HINTLESS:
+                codes = any(name in STATIC for name, _ in recipe.steps)
+                if precision != "float32" and (recipe.name in HINTLESS or (runtime == "native" and codes)):
                     continue
                 for count in native if runtime == "native" else threads:
                     candidate = Candidate(recipe, runtime, dataclasses.replace(target, precision=precision, threads=count))
