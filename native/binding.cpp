@@ -372,6 +372,6 @@ NB_MODULE(_native, m) {
         .def_prop_ro("arena", [](const Model &model) { return model.description.arena; })
         .def_prop_ro("isa", [](const Model &model) { return model.description.isa; });
     m.def("abi", &hasten_abi);
-    m.def("peak", &hasten_peak, nb::call_guard<nb::gil_scoped_release>());
+    m.def("peak", [](const std::string &types) { return hasten_peak(types.c_str()); }, nb::arg("types"), nb::call_guard<nb::gil_scoped_release>());
     m.def("isa", &hasten_isa);
 }

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* The version of this interface; hasten_abi() gives the library's. */
-#define HASTEN_ABI 1
+#define HASTEN_ABI 2
 
 #define HASTEN_MAX_DIMS 8
 
@@ -57,7 +57,7 @@ typedef struct {
     int32_t steps;     /* kernels that run one after the other */
     size_t weights;    /* bytes of constants, in the file's own memory */
     size_t arena;      /* bytes of working memory, taken once when loading */
-    const char *isa;   /* the level that the kernels were chosen for: "avx512vnni", "avx2vnni", "avx2" or "scalar" */
+    const char *isa;   /* the level that the kernels were chosen for: "avx512bf16", "avx512vnni", "avx2vnni", "avx2" or "scalar" */
 } hasten_description;
 
 /* Load a plan. The file is mapped and stays so until hasten_free. `options` may be NULL. On failure *model is NULL. */
@@ -84,8 +84,9 @@ HASTEN_API hasten_status hasten_step(const hasten_model *model, int32_t index, h
 /* Run as hasten_run does, all threads on each kernel, and add to seconds[i] what kernel i took. */
 HASTEN_API hasten_status hasten_profile(hasten_model *model, const void *const *inputs, void *const *outputs, int32_t batch, double *seconds);
 
-/* 8-bit products and sums (two operations each) that one core does in a second when nothing has to be loaded: what kernels are held against. */
-HASTEN_API double hasten_peak(void);
+/* Products and sums (two operations each) that one core does in a second when nothing has to be loaded: what kernels are held against. types: "u8s8",
+   "f32" or "bf16", as in the kernels' names; 0 for others. */
+HASTEN_API double hasten_peak(const char *types);
 
 /* What went wrong in the last call of this thread that did not return HASTEN_OK. Never NULL. */
 HASTEN_API const char *hasten_last_error(void);
@@ -94,7 +95,7 @@ HASTEN_API void hasten_free(hasten_model *model); /* NULL is allowed */
 
 HASTEN_API int32_t hasten_abi(void);
 
-/* The level that this processor gets. The variable HASTEN_ISA (avx512vnni, avx2vnni, avx2, scalar) forces a lower one. */
+/* The level that this processor gets. The variable HASTEN_ISA (avx512bf16, avx512vnni, avx2vnni, avx2, scalar) forces a lower one. */
 HASTEN_API const char *hasten_isa(void);
 
 #ifdef __cplusplus

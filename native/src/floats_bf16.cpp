@@ -127,4 +127,21 @@ void conv_bf16_avx512bf16(const void *arguments, const void *const *in, void *ou
     }
 }
 
+void peak_bf16_avx512bf16(const void *arguments, const void *const *in, void *out, Share) {
+    const Peak &k = *static_cast<const Peak *>(arguments);
+    const Pairs x = weights(static_cast<const uint16_t *>(in[0])), w = weights(static_cast<const uint16_t *>(in[1]));
+    Floats s[12];
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; i++) s[i] = all(static_cast<float>(i));
+#pragma GCC unroll 1
+    for (int64_t r = 0; r < k.rounds; r++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) s[i] = _mm512_dpbf16_ps(s[i], x, w);
+    }
+#pragma GCC unroll 12
+    for (int i = 1; i < 12; i++) s[0] = s[0] + s[i];
+    store(static_cast<float *>(out), s[0]);
+    static_cast<int64_t *>(out)[31] = k.rounds * 12 * 32;
+}
+
 }  // namespace hasten

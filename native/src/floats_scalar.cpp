@@ -273,4 +273,14 @@ void dequantize_pixels_scalar(const void *arguments, const void *const *in, void
                 y[row * k.y.row + q * k.y.pixel + n] = static_cast<float>(x[row * k.x.row + q * k.x.pixel + n] - k.zero) * k.scale;
 }
 
+void peak_f32_scalar(const void *arguments, const void *const *in, void *out, Share) {
+    const Peak &k = *static_cast<const Peak *>(arguments);
+    const float *x = static_cast<const float *>(in[0]), *w = static_cast<const float *>(in[1]);
+    float sums[16] = {};
+    for (int64_t r = 0; r < k.rounds; r++)
+        for (int i = 0; i < 16; i++) sums[i] = sums[i] * w[i] + x[i];  // of what came before: else one product would do
+    for (int i = 0; i < 16; i++) static_cast<float *>(out)[i] = sums[i];
+    static_cast<int64_t *>(out)[31] = k.rounds * 16;
+}
+
 }  // namespace hasten

@@ -128,7 +128,7 @@ hasten_status hasten_step(const hasten_model *, int32_t, hasten_step_info *step)
     return HASTEN_OK;
 }
 
-double hasten_peak(void) { return 1e9; }
+double hasten_peak(const char *) { return 1e9; }
 
 const char *hasten_last_error(void) { return error.c_str(); }
 void hasten_free(hasten_model *model) { delete model; }

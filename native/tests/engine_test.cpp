@@ -161,7 +161,8 @@ void arguments() {
     expect(hasten_profile(m.model, from.data(), to.data(), 1, nullptr) == HASTEN_BAD_ARGUMENT, "seconds NULL");
     expect(hasten_profile(m.model, from.data(), to.data(), 4, &seconds) == HASTEN_BAD_ARGUMENT, "a wrong batch");
     expect(std::strlen(hasten_last_error()) > 0, "a text");
-    expect(hasten_peak() > 0, "peak");
+    for (const char *types : {"u8s8", "f32", "bf16"}) expect(hasten_peak(types) > 0, types);
+    expect(hasten_peak(nullptr) == 0 && hasten_peak("f64") == 0, "a peak of what there is not");
 }
 
 // ---- damage

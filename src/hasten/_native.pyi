@@ -56,5 +56,5 @@ def abi() -> int:
 def isa() -> str:
     """The level that this processor gets; HASTEN_ISA forces a lower one."""
 
-def peak() -> float:
-    """8-bit operations (a product and a sum are two) that one core does in a second when nothing has to be loaded."""
+def peak(types: str) -> float:
+    """Operations (a product and a sum are two) on "u8s8", "f32" or "bf16" that one core does in a second when nothing has to be loaded."""

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     return place
 
 
-LEVELS = ("avx512vnni", "avx2", "scalar")
+LEVELS = ("avx512bf16", "avx2", "scalar")
 PARTS = [(part, level) for part in ("arguments", "damage", "crafted", "hostile", "threads", "fork") for level in LEVELS]
 
 

@@ -13,7 +13,7 @@ from hasten.folder import C
 from hasten.measure.benchmark import Benchmark
 from hasten.measure.compare import Comparison
 from hasten.measure.cost import FORMULA
-from hasten.measure.kernels import Kernels
+from hasten.measure.kernels import TYPES, Kernels, types_of
 from hasten.measure.verify import Claim
 from hasten.report import extras, words
 from hasten.report.numbers import count, seconds, size
@@ -172,6 +172,9 @@ def show_benchmark(found: Benchmark) -> None:
         console.print(f"price of a million predictions at {found.price_per_hour:g} an hour, computed: {FORMULA}", soft_wrap=True)
 
 
+ON = {"u8s8": "8 bits", "f32": "float32", "bf16": "bfloat16"}
+
+
 def show_kernels(found: Kernels) -> None:
     """The kernels in order of execution; what they do together in the end."""
     table = Table("layer", "kernel", "shape", "time", "GOP/s", "of the peak", box=None)
@@ -184,10 +187,13 @@ def show_kernels(found: Kernels) -> None:
     console.print(f"{found.of}, one thread, batch {found.batch}", markup=False)
     console.print(table)
     layers = [k for k in found.kernels if k.operations]
+    used = [types for types in TYPES if any(types_of(k.kernel) == types for k in layers)]
+    peaks = ", ".join(f"{found.peaks[types] / 1e9:.0f} GOP/s on {ON[types]}" for types in used)
+    atleast = sum(k.operations / found.peaks[types_of(k.kernel)] for k in layers)
     total, spent = sum(k.operations for k in layers), sum(k.seconds for k in layers)
     console.print(
-        f"peak of one core on 8 bits, measured: {found.peak / 1e9:.0f} GOP/s ({found.isa}); all layers together {total / spent / 1e9:.0f} GOP/s, "
-        f"{total / spent / found.peak:.0%}. Times are the best of many calls; a product and its sum are two operations",
+        f"peak of one core, measured: {peaks} ({found.isa}); all layers together {total / spent / 1e9:.0f} GOP/s, {atleast / spent:.0%} of the time "
+        "that they would take at their peaks. Times are the best of many calls; a product and its sum are two operations",
         soft_wrap=True,
     )
 
