@@ -732,8 +732,9 @@ def test_kernels_of_models_and_of_the_grid(place, monkeypatch):
     assert [k["shape"] for k in found["kernels"] if k["operations"]] == ["8 → 128", "128 → 4"]
     shown = hasten("benchmark", "--kernels", "int8.onnx", "int8.onnx", "-q").out
     assert shown.count("int8.onnx, one thread, batch 1") == 2
-    assert "peak of one core, measured:" in shown and "GOP/s on 8 bits" in shown
-    monkeypatch.setattr(kernels, "GRID", kernels.GRID[-1:])
+    assert "peak of one core, measured:" in shown
+    assert "GOP/s on 8 bits" in shown
+    monkeypatch.setattr(kernels, "GRID", tuple(case for case in kernels.GRID if case.outputs == 1000))
     monkeypatch.setattr(kernels, "SECONDS", 0.01)
     assert [k["shape"] for k in parsed(hasten("benchmark", "--kernels", "--json").out)[0]["kernels"]] == ["512 → 1000"]
 

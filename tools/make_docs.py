@@ -469,27 +469,31 @@ def deep_compression_table() -> str:
 
 
 def native_table() -> str:
-    """The native engine beside its peers on the same int8 file, a call of one sample; the last line of each model counts."""
+    """The native engine beside its peers on the same files, a call of one sample; the last line of each model counts."""
     last = {r["model"]: r for r in _lines("native") if r.get("batch") == 1 and "ms" in r}
-    peers = ("ORT int8", "OpenVINO int8", "ORT fp32", "OpenVINO fp32")
+    peers = ("ORT int8", "OpenVINO int8", "NNCF int8", "native fp32", "ORT fp32", "OpenVINO fp32")
     rows = [
         (
             name,
             r["rounds"],
             f"{r['ms']['native'] * 1e3:.1f} µs",
-            *(f"{r['ms'][who] * 1e3:.1f}" for who in peers),
+            *(f"{r['ms'][who] * 1e3:.1f}" if who in r["ms"] else "" for who in peers),
             f"{r['share_of_fastest_peer']:.2f} ({r['fastest_peer']})",
-            f"{r['agreement']['float, same numbers']:.0%}",
+            f"{numbers:.0%}"
+            if (numbers := r["agreement"].get("float, same numbers")) is not None
+            else f"cosine {r['agreement']['float, cosine, mean']:.5f}",
         )
         for name, r in last.items()
     ]
-    return _table(("model", "processes", "native int8", *peers, "share of the fastest's time", "outputs as ORT's, bit for bit"), rows)
+    return _table(("model", "processes", "native int8", *peers, "share of the fastest peer's time", "outputs as ORT's, bit for bit"), rows)
 
 
 def kernels_picture() -> str:
     """The kernels beside the peak as benchmarks/kernels.py measured them last."""
     last = _lines("kernels")[-1]
-    said = f"One thread of {last['cpu']}, level {last['isa']}, {last['date']}; the peak is {last['peak_gops']:.0f} GOP/s, measured."
+    words = {"u8s8": "8 bits", "f32": "float32", "bf16": "bfloat16"}
+    peaks = ", ".join(f"{gops:.0f} GOP/s on {words[types]}" for types, gops in last["peaks_gops"].items())
+    said = f"One thread of {last['cpu']}, level {last['isa']}, {last['date']}; peaks, measured: {peaks}."
     return f"{said}\n\n![Share of the peak that each kernel reaches](kernels.svg)"
 
 

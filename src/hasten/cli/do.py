@@ -79,9 +79,7 @@ def optimize(
     threads: ThreadsOpt = None,
     runtimes: Annotated[
         str,
-        typer.Option(
-            "--runtimes", help="Runtimes to try, by commas: also torch and torch-compiled, which take longer. native is for int8."
-        ),
+        typer.Option("--runtimes", help="Runtimes to try, by commas: also torch and torch-compiled, which take longer."),
     ] = "onnxruntime,openvino,native",
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Accept only what the test data proves.")] = False,
     guard: Annotated[
@@ -257,7 +255,7 @@ def convert(
         typer.Option(
             "--to",
             help="onnx; packed: few bytes for storage, which every verb reads; c: C99 for microcontrollers, of an int8 model; plan: what the "
-            "native engine's C interface loads, of an int8 model. By default as OUT is called.",
+            "native engine's C interface loads. By default as OUT is called.",
         ),
     ] = None,
     name: Annotated[

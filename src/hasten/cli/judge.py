@@ -90,9 +90,7 @@ def benchmark(
     models: Annotated[list[str] | None, typer.Argument(help="Models, or folders that hasten wrote; the first is compared with.")] = None,
     kernels: Annotated[
         bool,
-        typer.Option(
-            "--kernels", help="What each kernel of the native engine does in a second: of int8 models; of a fixed list where none is named."
-        ),
+        typer.Option("--kernels", help="What each kernel of the native engine does in a second: of the models named, or of a fixed list."),
     ] = False,
     data: DataOpt = None,
     runtime: RuntimeOpt = "onnxruntime",

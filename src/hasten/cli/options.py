@@ -61,7 +61,7 @@ BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Samples a 
 RuntimeOpt = Annotated[
     str,
     typer.Option(
-        "--runtime", help="onnxruntime, onnxruntime-plain (not optimising the graph), openvino, native (int8), torch or reference."
+        "--runtime", help="onnxruntime, onnxruntime-plain (not optimising the graph), openvino, native (hasten's own), torch or reference."
     ),
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of the splits.")]
