@@ -14,7 +14,7 @@ const char *name(Isa isa);
 
 enum class Operator {
     CONV, DEPTHWISE, ADD, POOL, MAP, QUANTIZE, DEQUANTIZE, PEAK,  // on codes
-    ELEMENTWISE, REDUCE, NORM, SOFTMAX, ATTENTION, GATHER, CAST, ARRANGE  // on floats; CONV, DEPTHWISE, POOL and QUANTIZE, too, by their types
+    ELEMENTWISE, REDUCE, NORM, SOFTMAX, ATTENTION, GATHER, CAST, ARRANGE, MOVE  // on floats; CONV, DEPTHWISE, POOL and QUANTIZE, too, by their types
 };
 
 struct Row {

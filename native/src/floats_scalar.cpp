@@ -253,6 +253,23 @@ void arrange_f32_scalar(const void *arguments, const void *const *in, void *out,
     }
 }
 
+void move_f32_scalar(const void *arguments, const void *const *in, void *out, Share share) {
+    const Move &k = *static_cast<const Move *>(arguments);
+    const float *x = static_cast<const float *>(in[0]);
+    float *y = static_cast<float *>(out) + share.row * (static_cast<ptrdiff_t>(k.size[1]) * k.size[2] * k.size[3]);
+    for (int a = share.row; a < share.row_end; a++) {
+        for (int b = 0; b < k.size[1]; b++) {
+            for (int c = 0; c < k.size[2]; c++, y += k.size[3]) {
+                const float *from = x + static_cast<ptrdiff_t>(a) * k.stride[0] + static_cast<ptrdiff_t>(b) * k.stride[1] + static_cast<ptrdiff_t>(c) * k.stride[2];
+                if (k.stride[3] == 1)
+                    __builtin_memcpy(y, from, sizeof(float) * static_cast<size_t>(k.size[3]));
+                else
+                    for (int d = 0; d < k.size[3]; d++) y[d] = from[static_cast<ptrdiff_t>(d) * k.stride[3]];
+            }
+        }
+    }
+}
+
 void quantize_pixels_scalar(const void *arguments, const void *const *in, void *out, Share share) {
     const QuantizePixels &k = *static_cast<const QuantizePixels *>(arguments);
     const float *x = static_cast<const float *>(in[0]);

@@ -235,6 +235,12 @@ struct Arrange {
     int32_t h, w, c, to_planes;
 };
 
+// Axes in another order: y[a][b][c][d] = x[a · stride[0] + b · stride[1] + c · stride[2] + d · stride[3]], y without gaps.
+struct Move {
+    int32_t size[4];
+    int32_t stride[4];
+};
+
 // Pixels of floats to pixels of codes, with a scale for each channel (padded to 16).
 struct QuantizePixels {
     Strides x, y;

@@ -94,6 +94,7 @@ enum class Kind : uint32_t {
     QUANTIZE_PIXELS = 31,
     DEQUANTIZE_PIXELS = 32,
     CONV_BF16 = 33,
+    MOVE = 34,
 };
 
 }  // namespace hasten

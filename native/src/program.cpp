@@ -204,6 +204,7 @@ private:
             case Kind::GATHER: gather(op, s); break;
             case Kind::CAST: cast(op, s); break;
             case Kind::ARRANGE: arrange(op, s); break;
+            case Kind::MOVE: move(op, s); break;
             case Kind::QUANTIZE_PIXELS: quantize_pixels(op, s); break;
             case Kind::DEQUANTIZE_PIXELS: dequantize_pixels(op, s); break;
             default: bad(what_ + "this engine does not know its kind " + std::to_string(op.kind));
@@ -606,10 +607,27 @@ private:
         same_shape(x, y);
         const bool back = op.p[0] != 0;
         check(back || x.place == static_cast<uint32_t>(Place::INPUT), "only an input lies in planes");
-        check(!back || y.place == static_cast<uint32_t>(Place::OUTPUT), "only an output gets planes");
+        check(!back || (y.place == static_cast<uint32_t>(Place::OUTPUT) && dense(y, y)), "only an output gets planes");
         s.arrange = {strides(back ? x : y), y.h, y.w, y.c, back};
         s.row = best(Operator::ARRANGE, "f32", isa_);
         s.work = double(y.h) * y.w * y.c;
+    }
+
+    // p: four sizes, four strides of x.
+    void move(const Op &op, Step &s) {
+        const Tensor &x = need(op.in[0], HASTEN_F32), &y = need(op.out, HASTEN_F32);
+        int64_t count = 1, last = x.origin;
+        for (int i = 0; i < 4; i++) {
+            check(op.p[4 + i] >= 0 && op.p[4 + i] < LARGEST, "a stride is negative or too large");
+            s.move.size[i] = positive(op.p[i]), s.move.stride[i] = op.p[4 + i];
+            check(count * op.p[i] < MOST, "it moves too much");
+            count *= op.p[i], last += (int64_t{op.p[i]} - 1) * op.p[4 + i];
+        }
+        check(count == int64_t{y.h} * y.w * y.c && dense(y, y), "its output has another size, or gaps");
+        check(last < static_cast<int64_t>(x.bytes) / 4, "it reads outside of its input");
+        s.row = best(Operator::MOVE, "f32", isa_);
+        s.rows = op.p[0];
+        s.work = double(count) * 2;
     }
 
     // p: zero, lo, hi. blobs: scale, padded to blocks.

@@ -42,6 +42,7 @@ struct Step {
         Gather gather;
         Cast cast;
         Arrange arrange;
+        Move move;
         QuantizePixels quantize_pixels;
         DequantizePixels dequantize_pixels;
     };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -299,15 +300,18 @@ def reshape(it: Walk, node: ir.Node) -> None:
         return
     if not isinstance(x, Value | Laid):
         raise Cannot("it reshapes a weight at run time")
+    it.learn(node.outputs[0], math.prod(x.shape))
     it.values[node.outputs[0].name or ""] = it.reshaped(x, it.shape(node))
 
 
 def transpose(it: Walk, node: ir.Node) -> None:
-    x, rank = it.value(node, 0), len(node.outputs[0].shape or ())
-    perm = tuple(node.attributes.get_ints("perm", ())) or tuple(range(rank))[::-1]
-    if not isinstance(x, Value | Laid) or not perm or perm[0] != 0:
-        raise Cannot("it moves the batch, or transposes a weight at run time")
-    it.values[node.outputs[0].name or ""] = it.transposed(x, tuple(p - 1 for p in perm[1:]))
+    x, source = it.value(node, 0), node.inputs[0]
+    perm = tuple(node.attributes.get_ints("perm", ())) or tuple(range(len(node.outputs[0].shape or ())))[::-1]
+    found = it.sample(source) if source is not None else None
+    if not isinstance(x, Value | Laid) or source is None or found is None or not perm:
+        raise Cannot("it transposes a weight at run time, or its shape is not known")
+    of_a_sample = [p for p in perm if p != found[1]]
+    it.keep(node.outputs[0], it.transposed(x, tuple(sorted(of_a_sample).index(p) for p in of_a_sample)))
 
 
 def _slice(it: Walk, node: ir.Node) -> None:

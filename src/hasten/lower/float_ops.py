@@ -316,6 +316,23 @@ class Arrange:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Move:
+    """The numbers of x, which is dense, in another order: `sizes` of y's axes, and how far apart in x their neighbours lie."""
+
+    x: Tensor
+    y: Tensor
+    sizes: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
+
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        return (self.x,)
+
+    def record(self) -> Record:
+        return Record(34, (*self.sizes, *self.strides))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class QuantizePixels:
     """Floats to codes: clip(round(x / s) + z), with a scale for each channel, float32 (channels,)."""
 

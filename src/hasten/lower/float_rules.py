@@ -14,7 +14,7 @@ from hasten.lower.code_rules import reshape, transpose
 from hasten.lower.ends import activation_of, tail
 from hasten.lower.float_ops import IDENTITY
 from hasten.lower.plan import INPUT, Tensor
-from hasten.lower.walk import SIZES, Cannot, Rules, Value, Walk, Weight, bounds_of, image, pixels
+from hasten.lower.walk import SIZES, Cannot, Laid, Rules, Value, Walk, Weight, bounds_of, image, pixels
 from hasten.patches import Slide, each, slide
 
 POINT = Slide((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
@@ -185,9 +185,13 @@ def _operand(it: Walk, node: ir.Node, index: int, shape: tuple[int, ...]) -> Val
     stored = constant(node.inputs[index])
     if stored is None:
         found = it.floats(node, index)
+        if found.shape == shape:
+            return found
         if len(found.shape) != len(shape):
             raise Cannot(f"it broadcasts {found.shape} to {shape}: other axes than the batch's meet it")
         return found
+    if it.elsewhere(node) and stored.ndim > 1:
+        raise Cannot("it has a constant of several axes, and its batch is not the first one")
     if stored.dtype != np.float32 or stored.ndim > len(shape) + 1 or (stored.ndim == len(shape) + 1 and len(stored) != 1):
         raise Cannot(f"it has a constant of {stored.dtype} {stored.shape}")
     sizes = ((1,) * len(shape) + stored.shape)[-len(shape) :] if shape else ()
@@ -344,22 +348,64 @@ def _gather(it: Walk, node: ir.Node) -> None:
 
 
 def _position(it: Walk, node: ir.Node) -> None:
-    if it.value(node, 0) is SIZES:
+    """One place of an axis, by a constant."""
+    x, index, source = it.value(node, 0), constant(node.inputs[1]), node.inputs[0]
+    if x is SIZES:
         it.values[node.outputs[0].name or ""] = SIZES
         return
-    x, index = it.floats(node, 0), constant(node.inputs[1])
-    if index is None or index.size != 1 or len(x.shape) != 2 or node.attributes.get_int("axis", 0) % 3 != 1:
-        raise Cannot("only one position of a sequence is taken, by a constant")
-    at = int(index.reshape(())) % x.shape[0]
-    t = _inside(it, x.tensor)
-    part = t.view(1, 1, t.c, (at, 0))
-    kept = Value(part, None, (1, t.c))
-    it.values[node.outputs[0].name or ""] = kept if index.ndim == 1 else dataclasses.replace(kept, shape=(t.c,))
+    if index is None or index.size != 1 or index.ndim > 1 or not isinstance(x, Value | Laid) or source is None:
+        raise Cannot("only one place of an axis is taken, by a constant")
+    axis = it.axis(source, node.attributes.get_int("axis", 0))
+    at = int(index.reshape(())) % x.shape[axis]
+    it.keep(node.outputs[0], it.part(x, axis, at, 1, drop=index.ndim == 0))
+
+
+def _split(it: Walk, node: ir.Node) -> None:
+    x, source = it.value(node, 0), node.inputs[0]
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if not isinstance(x, Value | Laid) or source is None or (given is None and len(node.inputs) > 1 and node.inputs[1] is not None):
+        raise Cannot("its sizes are not constants")
+    axis = it.axis(source, node.attributes.get_int("axis", 0))
+    each = -(-x.shape[axis] // len(node.outputs))
+    sizes = [int(n) for n in given] if given is not None else [min(each, x.shape[axis] - i * each) for i in range(len(node.outputs))]
+    at = 0
+    for output, count in zip(node.outputs, sizes, strict=True):
+        it.keep(output, it.part(x, axis, at, count))
+        at += count
+
+
+def _pow(it: Walk, node: ir.Node) -> None:
+    """The powers that multiplications and roots give."""
+    x, exponent = it.floats(node, 0), scalar(node.inputs[1])
+    t = x.tensor
+    y = Tensor(t.h, t.w, t.c, "float32")
+    if exponent == 2:
+        it.ops.append(ops.Elementwise(t, y, t, "Mul"))
+    elif exponent == 3:
+        square = Tensor(t.h, t.w, t.c, "float32")
+        it.ops += [ops.Elementwise(t, square, t, "Mul"), ops.Elementwise(square, y, t, "Mul")]
+    elif exponent in (0.5, 1):
+        it.ops.append(ops.Elementwise(t, y, activation=ops.Activation("Sqrt") if exponent == 0.5 else IDENTITY))
+    elif exponent == -0.5:
+        root = Tensor(t.h, t.w, t.c, "float32")
+        it.ops += [
+            ops.Elementwise(t, root, activation=ops.Activation("Sqrt")),
+            ops.Elementwise(_constant(np.ones(1, np.float32)), y, root, "Div"),
+        ]
+    else:
+        raise Cannot("only the powers 2, 3, 1/2 and -1/2 are lowered")
+    it.values[node.outputs[0].name or ""] = Value(y, None, x.shape)
+
+
+def _reciprocal(it: Walk, node: ir.Node) -> None:
+    x = it.floats(node, 0)
+    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
+    it.put(ops.Elementwise(_constant(np.ones(1, np.float32)), y, x.tensor, "Div"), node, None, Value(y, None, x.shape))
 
 
 def _inside(it: Walk, tensor: Tensor) -> Tensor:
     """The tensor in the arena, where parts of it can be read."""
-    if tensor.root.port is None and not tensor.dense:
+    if tensor.root.port is None:
         return tensor
     copy = Tensor(tensor.h, tensor.w, tensor.c, "float32")
     it.ops.append(ops.Elementwise(tensor, copy))
@@ -389,7 +435,8 @@ def _shape(it: Walk, node: ir.Node) -> None:
 
 def _expand(it: Walk, node: ir.Node) -> None:
     """Repeats; where all readers repeat by themselves, nothing."""
-    x, shape = it.floats(node, 0), it.shape(node)
+    shape = it.shape(node)
+    x = _operand(it, node, 0, shape)
     readers = [use.node for use in node.outputs[0].uses()]
     if len(x.shape) != len(shape):
         raise Cannot("it adds an axis")
@@ -405,8 +452,8 @@ def _concat(it: Walk, node: ir.Node) -> None:
     if any(it.values.get(v.name or "") is SIZES for v in node.inputs if v is not None):
         it.values[node.outputs[0].name or ""] = SIZES
         return
-    parts = [it.floats(node, i) for i in range(len(node.inputs))]
     shape = it.shape(node)
+    parts = [it.floats(node, i) if constant(v) is None else _operand(it, node, i, shape) for i, v in enumerate(node.inputs)]
     axis = node.attributes.get_int("axis", 1) % (1 + len(shape))
     if len(shape) == 0 or axis == 0 or any(len(p.shape) == 1 and p.tensor.h * p.tensor.w > 1 for p in parts):
         raise Cannot("it joins samples, or flattened images")
@@ -495,6 +542,9 @@ RULES: Rules = {
     **dict.fromkeys(("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"), _norm),
     "com.microsoft::MultiHeadAttention": _attention,
     "Gather": _gather,
+    "Split": _split,
+    "Pow": _pow,
+    "Reciprocal": _reciprocal,
     "Cast": _cast,
     "Shape": _shape,
     "Expand": _expand,

@@ -27,7 +27,7 @@ def lower_graph(model: Model, requantize: str, precision: str = "float32") -> tu
         plan, skips = _lowered(model, requantize == "fixed", precision)
         if plan is not None or not untidy:
             return plan, skips
-    for name in (*passes.CLEAN, *passes.FOLD):
+    for name in (*passes.CLEAN, *passes.FOLD, "fold_constants"):  # of shapes that became known on the way
         row = technique(name)
         model = row.apply(model, row.settings(), None)
     return _lowered(model, False, precision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,8 @@ class Walk:
         self.names: dict[Any, str] = {}
         self.batch: int | None = None
         self._made: dict[Any, Tensor] = {}
+        self._moved: dict[Any, Value] = {}
+        self._batch: dict[str, int] = {}
 
     def run(self) -> tuple[Plan | None, tuple[Skip, ...]]:
         """The plan; or None, and each node that can't be lowered with its reason."""
@@ -127,6 +130,8 @@ class Walk:
             self.on_codes.get(name) if quantized or self.fixed or name.endswith("quantizeLinear") or name == "QuantizeLinear" else None
         )
         on_floats = None if self.fixed else self.on_floats.get(name)
+        if self.elsewhere(node) and name not in BATCH_ANYWHERE:
+            raise Cannot("its batch is not the first axis")
         ops_so_far = len(self.ops)
         if on_codes is not None:
             try:
@@ -165,6 +170,8 @@ class Walk:
         if shape is None or sizes is None:
             raise Cannot(f"input {name} must have a fixed shape behind its batch, came {shape}; fix it with --shape")
         batch = shape.dims[0] if isinstance(shape.dims[0], int) else -1
+        if batch == -1:
+            self._batch[str(shape.dims[0].value)] = 1  # type: ignore[union-attr]
         if batch > 1:
             raise Cannot(f"input {name} has the fixed batch {batch}; the native engine takes 1 or a free one")
         if self.batch not in (None, batch):
@@ -176,10 +183,16 @@ class Walk:
     def _output(self, number: int, value: ir.Value) -> PlanPort:
         name = value.name or ""
         found = self.values.get(name)
-        if isinstance(found, Laid) and found.order == tuple(sorted(found.order)) and found.quantization is None:
+        declared = self.sample(value)
+        if declared is not None and declared[1] != 0 and self.batch != 1:
+            raise Cannot(f"output {name} counts its samples by another axis than the first")
+        batch = () if declared is not None and declared[1] is None else (self.batch or -1,)
+        if isinstance(found, Laid) and found.quantization is None:
+            if found.order != tuple(sorted(found.order)):
+                found = self.moved(found, tuple(sorted(found.order)))
             t = found.tensor
             self.ops.append(float_ops.Elementwise(t, Tensor(t.h, t.w, t.c, "float32", port=(OUTPUT, number))))
-            return PlanPort(name, "float32", (self.batch or -1, *found.shape))
+            return PlanPort(name, "float32", (*batch, *found.shape))
         if not isinstance(found, Value):
             raise Cannot(f"output {name} is none of the values that were lowered, or its axes lie in another order")
         tensor, place = found.tensor, (OUTPUT, number)
@@ -200,7 +213,7 @@ class Walk:
             raise Cannot(f"output {name} is an input, or is read by other nodes too")
         else:
             self.ops.append(float_ops.Elementwise(tensor, y))
-        return PlanPort(name, "float32", (self.batch or -1, *found.shape))
+        return PlanPort(name, "float32", (*batch, *found.shape))
 
     def _may_be_written_outside(self, tensor: Tensor) -> bool:
         """Whether this memory can be the caller's: one op writes all of it, none reads it."""
@@ -241,7 +254,7 @@ class Walk:
     def as_floats(self, found: Any) -> Value:
         """The same value as floats that lie pixel by pixel: codes are dequantized, an image of the caller's is brought in order; once each."""
         if isinstance(found, Laid):
-            raise Cannot("the axes of its input lie in another order than it reads them")
+            found = self._in_order(found)
         if not isinstance(found, Value):
             raise Cannot("it reads what is no float32 tensor: a weight's codes, or a shape")
         tensor, of = found.tensor, found.quantization
@@ -255,6 +268,17 @@ class Walk:
             return found
         return Value(y, None, found.shape)
 
+    def _in_order(self, x: Laid) -> Value:
+        """As the kernels read it; moved, once, where it does not lie so."""
+        if x.quantization is not None or len(x.shape) > 3:
+            raise Cannot(f"the axes of its input lie in another order than it reads them, and it has the shape {('batch', *x.shape)}")
+        key = (x.tensor, x.order, x.shape)
+        if key not in self._moved:
+            found = settled(self.moved(x, tuple(a for a in ORDER[len(x.shape)] if x.shape[a] > 1)))
+            assert isinstance(found, Value)
+            self._moved[key] = found
+        return self._moved[key]
+
     def _once(self, key: Any, make: Callable[[Tensor], Any], like: Tensor) -> Tensor:
         if key not in self._made or not any(op.y is self._made[key] for op in self.ops):
             self._made[key] = Tensor(like.h, like.w, like.c, "float32")
@@ -262,7 +286,7 @@ class Walk:
         return self._made[key]
 
     def reshaped(self, x: Value | Laid, shape: tuple[int, ...]) -> Value | Laid:
-        """Another shape over the same numbers: no op, or one that copies what does not lie together."""
+        """Another shape over the same numbers: no op, or one that moves what does not lie together."""
         if math.prod(shape) != math.prod(x.shape):
             raise Cannot("it changes the batch")
         if shape == x.shape:
@@ -275,7 +299,9 @@ class Walk:
         laid = self.laid(x)
         order = regrouped(laid.shape, laid.order, shape)
         if order is None:
-            raise Cannot(f"it makes {shape} of {x.shape}, which would have to move the numbers")
+            laid = self.moved(laid, tuple(sorted(laid.order)))
+            order = regrouped(laid.shape, laid.order, shape)
+            assert order is not None
         return settled(dataclasses.replace(laid, shape=shape, order=order))
 
     def transposed(self, x: Value | Laid, perm: tuple[int, ...]) -> Value | Laid:
@@ -283,22 +309,56 @@ class Walk:
         laid = self.laid(x)
         return settled(dataclasses.replace(laid, shape=tuple(x.shape[p] for p in perm), order=tuple(perm.index(a) for a in laid.order)))
 
+    def part(self, x: Value | Laid, axis: int, begin: int, count: int, drop: bool = False) -> Value | Laid:
+        """`count` of an axis's places, from `begin` on; `drop`: one place, without the axis."""
+        shape = (*x.shape[:axis], *(() if drop else (count,)), *x.shape[axis + 1 :])
+        laid = self.laid(x)
+        if laid.shape[axis] == 1:
+            return self.reshaped(x, shape)
+        at = laid.order.index(axis)
+        sizes = [laid.shape[a] for a in laid.order]
+        outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+        t = laid.tensor.as_shape(outer, 1, sizes[at] * inner).view(outer, 1, count * inner, channel=begin * inner)
+        kept = (*x.shape[:axis], count, *x.shape[axis + 1 :])
+        order = tuple(a for a in laid.order if kept[a] > 1)
+        if order == tuple(sorted(order)) and (shape == (outer, count * inner) or (len(shape) == 1 and outer == 1)):
+            return Value(t, x.quantization, shape)  # a sequence's channels, or a position
+        copy = Tensor(t.h, t.w, t.c, t.type, t.fill)
+        self.ops.append(ops.Map(t, copy) if t.type == "uint8" else float_ops.Elementwise(t, copy))
+        found = settled(Laid(copy, x.quantization, kept, order))
+        return self.reshaped(found, shape) if drop else found
+
     def laid(self, x: Value | Laid) -> Laid:
         """The value with the order of its axes in memory; copied where it does not lie together."""
         if isinstance(x, Laid):
             return x
-        if len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1 and x.tensor.c > 1:
-            raise Cannot("it gives a flattened image another shape")
         if x.tensor.type not in ("uint8", "float32"):
             raise Cannot(f"it moves numbers of {x.tensor.type}")
         if x.quantization is None:
             x = self.as_floats(x)
-        t = x.tensor
-        if t.port is not None or (t.base is not None and not t.dense) or any(t.root.halo) or t.wide > t.c:
+        t, shape = x.tensor, x.shape
+        flattened = len(shape) == 1 and t.h * t.w > 1 and t.c > 1
+        if flattened:
+            shape = (t.c, t.h, t.w)
+        if t.port is not None or (t.base is not None and not t.dense) or any(t.root.halo) or t.wide > t.c or t.constant is not None:
             copy = Tensor(t.h, t.w, t.c, t.type, t.fill)
             self.ops.append(ops.Map(t, copy) if t.type == "uint8" else float_ops.Elementwise(t, copy))
             t = copy
-        return Laid(t, x.quantization, x.shape, tuple(a for a in ORDER[len(x.shape)] if x.shape[a] > 1))
+        found = Laid(t, x.quantization, shape, tuple(a for a in ORDER[len(shape)] if shape[a] > 1))
+        if not flattened:
+            return found
+        return dataclasses.replace(self.moved(found, tuple(sorted(found.order))), shape=x.shape, order=(0,))
+
+    def moved(self, x: Laid, order: tuple[int, ...]) -> Laid:
+        """The same value, its numbers moved so that the axes lie in this order."""
+        if x.tensor.type != "float32" or len(order) > 4:
+            raise Cannot(f"it would have to move numbers of {x.tensor.type} along {len(order)} axes")
+        strides = {a: math.prod(x.shape[b] for b in x.order[i + 1 :]) for i, a in enumerate(x.order)}
+        fill = (1,) * (4 - len(order))
+        sizes, apart = (*fill, *(x.shape[a] for a in order)), (*(0 for _ in fill), *(strides[a] for a in order))
+        y = Tensor(1, 1, math.prod(sizes), "float32")
+        self.ops.append(float_ops.Move(x.tensor, y, sizes, apart))  # type: ignore[arg-type]
+        return dataclasses.replace(x, tensor=y, order=order)
 
     def weight(self, node: ir.Node, index: int) -> Weight:
         found = self.value(node, index)
@@ -357,14 +417,79 @@ class Walk:
         return pixels(shape, fill=like.zero), shape
 
     def shape(self, node: ir.Node) -> tuple[int, ...]:
-        shape = node.outputs[0].shape
-        sizes = sizes_behind_batch(shape)
-        if sizes is None:
-            raise Cannot(f"the shape of its result is not known: {shape}")
-        return sizes
+        """The sizes of the node's result, of one sample."""
+        found = self.sample(node.outputs[0])
+        if found is None:
+            raise Cannot(f"the shape of its result is not known: {node.outputs[0].shape}")
+        return found[0]
+
+    def keep(self, output: ir.Value, x: Value | Laid) -> None:
+        """The value under the output's name, in the shape that it is declared with: an axis of size 1 may have become the batch's."""
+        declared = self.sample(output)
+        self.values[output.name or ""] = x if declared is None or declared[0] == x.shape else self.reshaped(x, declared[0])
+
+    def sample(self, value: ir.Value) -> tuple[tuple[int, ...], int | None] | None:
+        """(the sizes of one sample, the axis that counts samples), of a value whose shape is known.
+
+        Mostly that axis is the first; exporters of attention move it, or make one axis of it and another: 16·batch is 16 of a sample, and None the
+        axis.
+        """
+        dims = value.shape.dims if value.shape is not None else ()
+        free = [i for i, d in enumerate(dims) if not isinstance(d, int)]
+        if not dims or len(free) > 1:
+            return None
+        if not free and self.batch == 1 and dims[0] != 1:
+            return tuple(d for d in dims if isinstance(d, int)), None
+        if not free:
+            return tuple(d for d in dims[1:] if isinstance(d, int)), 0
+        (at,) = free
+        times = self._times(dims[at], at)
+        if times is None:
+            return None
+        if times == 1:
+            return tuple(d for i, d in enumerate(dims) if i != at), at  # type: ignore[misc]
+        return tuple(d if isinstance(d, int) else times for d in dims), None
+
+    def _times(self, dim: Any, at: int) -> int | None:
+        """How many places of an axis belong to each sample; 1: it is the batch. None: nobody knows."""
+        text = str(dim.value)
+        several = re.fullmatch(r"(\d+)\*(\w+)|(\w+)\*(\d+)", text)
+        if several is not None and self._batch.get(several[2] or several[3]) == 1:
+            return int(several[1] or several[4])
+        return self._batch.get(text, 1 if at == 0 else None)
+
+    def learn(self, output: ir.Value, size: int) -> None:
+        """That a sample of this value has so many numbers: what its one axis of unknown length is, then."""
+        dims = output.shape.dims if output.shape is not None else ()
+        free = [d for d in dims if not isinstance(d, int)]
+        rest = math.prod(d for d in dims if isinstance(d, int))
+        if len(free) == 1 and rest > 0 and size % rest == 0:
+            self._batch.setdefault(str(free[0].value), size // rest)
+
+    def axis(self, value: ir.Value, axis: int) -> int:
+        """Which of a sample's axes an axis of the value is. Raises Cannot where it is that of the samples."""
+        rank = len(value.shape) if value.shape is not None else 0
+        found = self.sample(value)
+        axis %= max(1, rank)
+        if found is None or axis == found[1] or not isinstance(value.shape[axis], int):  # type: ignore[index]
+            raise Cannot("it works along the batch")
+        return axis if found[1] is None or axis < found[1] else axis - 1
+
+    def elsewhere(self, node: ir.Node) -> bool:
+        """Whether the samples are counted by another axis than the first, of what the node reads or gives."""
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.shape is not None and constant(v) is None]
+        return any((found := self.sample(v)) is not None and found[1] != 0 for v in values)
 
 
 UNKNOWN = object()
+BATCH_ANYWHERE = frozenset(
+    (
+        *("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Gather", "Split", "MatMul", "Gemm", "Add", "Sub", "Mul", "Div"),
+        *("Relu", "Gelu", "Tanh", "Sigmoid", "Clip", "Shape"),
+    )
+)
+"""Operators whose rules do not take the first axis for the batch."""
+
 SIZES = object()
 """What computes shapes: the plan has them all."""
 FOLLOWS = Cannot("it reads what could not be lowered")
