@@ -218,6 +218,48 @@ def test_attention_that_counts_samples_by_the_second_axis():
     agrees(model_of(text, weights), {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
 
 
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_softmax_over_any_axis(axis):
+    net = FloatNet(axis)
+    x = net.conv(net.input("x", (3, 5, 4)), 6, 1)
+    agrees(net.model(net.node("Softmax", [x], (6, 5, 4), axis=axis)), net.samples(2))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_transposed_convolutions_and_resized_images(seed):
+    net = FloatNet(seed)
+    rng = net.rng
+    c, h, w = (int(n) for n in rng.integers(1, 7, 3))
+    x = net.conv(net.input("x", (3, h, w)), c, 1)
+    kernel, stride, out = int(rng.integers(1, 6)), int(rng.integers(1, 4)), int(rng.integers(1, 20))
+    pad = [int(n) for n in rng.integers(0, min(kernel, 3), 4)]
+    extra = [int(n) for n in rng.integers(0, stride, 2)]
+    sizes = [(n - 1) * stride + kernel - a - b + e for n, a, b, e in zip((h, w), pad[:2], pad[2:], extra, strict=True)]
+    if min(sizes) < 1:
+        pad, sizes = [0] * 4, [(n - 1) * stride + kernel + e for n, e in zip((h, w), extra, strict=True)]
+    how = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pad, "output_padding": extra}
+    y = net.node("ConvTranspose", [x, net.floats(c, out, kernel, kernel), net.floats(out)], (out, *sizes), **how)
+    y = net.unary(net.binary("Add", y, net.conv(y, out, 1)), "Relu")
+    times = int(rng.integers(1, 4))
+    where = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"} if rng.random() < 0.5 else {}
+    scales = net.constant(np.array([1, 1, times, times], np.float32))
+    larger = net.node("Resize", [x, "", scales], (c, h * times, w * times), mode="nearest", **where)
+    agrees(net.model(y, larger), net.samples(2))
+
+
+def test_rows_of_the_last_axis_of_an_image():
+    """A block of ConvNeXt (arXiv 2201.03545): channels last for a norm and two products, scaled, then an image again."""
+    net = FloatNet(8)
+    x = net.conv(net.input("x", (3, 6, 5)), 8, 1)
+    y = net.node("Transpose", [net.conv(x, 8, 5, 1, 2, group=8)], (6, 5, 8), perm=(0, 2, 3, 1))
+    y = net.linear(net.unary(net.linear(net.norm(y), 24), "Gelu"), 8)
+    y = net.node("Mul", [y, net.floats(8)], (6, 5, 8))
+    y = net.binary("Add", net.node("Transpose", [y], (8, 6, 5), perm=(0, 3, 1, 2)), x)
+    model = net.model(y)
+    agrees(model, net.samples(3))
+    assert "Move" not in kinds(model)
+
+
 def test_powers_splits_and_stored_tokens():
     net = FloatNet(7)
     x = net.input("x", (5, 12))
@@ -266,7 +308,8 @@ def test_numbers_that_name_no_row_are_an_error_and_negative_ones_count_from_the_
         ("(float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { a = Sin (x)\n y = Add (a, z) }", "no Sin"),
         ("(float[N, 4, 4] x, float[N, 4, 4] z) => (float[N, 4, 4] y) { y = MatMul (x, z) }", "both its operands are computed"),
         ("(float[N, 4, 4] x) => (float[4, N, 4] y) { y = Transpose <perm = [1, 0, 2]> (x) }", "counts its samples by another axis"),
-        ("(float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) { y = Softmax <axis = 3> (x) }", "another axis than the channels"),
+        ("(float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) { y = Softmax <axis = 0> (x) }", "along the batch"),
+        ('(float[N, 4, 6, 6] x) => (float[N, 4, 9, 9] y) { y = Resize <mode = "linear"> (x, , r) }', "by its nearest pixels"),
         ("(float[N, 4] x, int64[N, 4] i) => (float[N, 4] y) { y = Neg (i) }", "computes on int64"),
         ("(float[N, 4, 3, 2, 2] x) => (float[N, 4, 3, 2, 2] y) { y = Relu (x) }", "vectors, sequences and images"),
         ("(float[3, 4] x) => (float[3, 4] y) { y = Relu (x) }", "fixed batch 3"),
@@ -274,7 +317,7 @@ def test_numbers_that_name_no_row_are_an_error_and_negative_ones_count_from_the_
 )
 def test_what_it_can_not_take_is_said(text, why):
     with pytest.raises(Unsupported, match=why):
-        lower.lower(model_of(f"m {text}"))
+        lower.lower(model_of(f"m {text}", {"r": np.array([1, 1, 1.5, 1.5], np.float32)} if "Resize" in text else None))
 
 
 def node_tests():

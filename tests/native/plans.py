@@ -47,7 +47,8 @@ def floats():
     x = net.node("Concat", [net.conv(x, 5, 1), net.node("Mul", [x, net.floats(1, 8, 1, 1)], (8, 7, 6))], (13, 7, 6), axis=1)
     x = net.node("Softmax", [net.pool(x, "AveragePool", 3, 2, 1)], (13, 4, 3), axis=1)
     mean = net.node("ReduceMean", [x, net.ints(2, 3)], (13,), keepdims=0)
-    return net.model(net.linear(mean, 17), net.pool(x, "MaxPool", 2, 1))
+    turned = net.node("Transpose", [net.pool(x, "MaxPool", 2, 1)], (2, 13, 3), perm=(0, 3, 1, 2))
+    return net.model(net.linear(mean, 17), turned)
 
 
 def sequence():

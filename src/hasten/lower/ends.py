@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +13,7 @@ from hasten.graph import Array, constant, sole_consumer
 from hasten.lower.float_ops import IDENTITY, Activation, End
 from hasten.lower.ops import Quantization
 from hasten.lower.plan import Tensor
-from hasten.lower.walk import Cannot, Unscaled, Value, Walk, bounds_of, channel_axis, image, zero_of
+from hasten.lower.walk import Cannot, Laid, Unscaled, Value, Walk, bounds_of, channel_axis, image, zero_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +29,23 @@ class Tail:
     step: Array | None = None
     zero: int = 0
     to: Quantization | None = None
+    shape: tuple[int, ...] | None = None
 
     def name(self, it: Walk, y: Tensor, shape: tuple[int, ...]) -> None:
-        """Keep the layer's result under each of the names."""
-        result = Unscaled(y, self.zero, shape) if self.step is not None and self.to is None else Value(y, self.to, shape)
+        """Keep the layer's result under each of the names; in the shape of the graph, where rows stand for more axes."""
+        result: Any = Unscaled(y, self.zero, shape) if self.step is not None and self.to is None else Value(y, self.to, shape)
+        if self.shape is not None and self.shape != shape:
+            result = it.reshaped(result, self.shape)
         it.values.update(dict.fromkeys(self.covered, result))
 
 
-def tail(it: Walk, node: ir.Node, shape: tuple[int, ...], bias: Array | None = None, codes: bool = True) -> Tail:
+def tail(it: Walk, node: ir.Node, shape: tuple[int, ...], bias: Array | None = None, codes: bool = True, rows: bool = False) -> Tail:
     """What follows `node`, whose result has the shape `shape` without the batch, as far as one reads it after the other.
 
-    bias: what the node itself adds to each channel. codes: whether a quantizer may be the last.
+    bias: what the node itself adds to each channel. codes: whether a quantizer may be the last. rows: whether the layer computes rows of the last
+    axis, with more than one axis before it.
     """
-    channels, h, w = image(shape)
+    channels, h, w = (shape[-1], math.prod(shape[:-1]), 1) if rows else image(shape)
     value, covered = node.outputs[0], [node.outputs[0].name or ""]
     other: Tensor | None = None
     activation = IDENTITY
@@ -51,18 +57,21 @@ def tail(it: Walk, node: ir.Node, shape: tuple[int, ...], bias: Array | None = N
             beside = reader.inputs[1] if reader.inputs[0] is value else reader.inputs[0]
             stored = constant(beside)
             if stored is not None:
-                more = of_channels(stored, shape)
+                more = of_channels(stored, shape, rows)
                 if more is None or other is not None:
                     break
                 bias = more if bias is None else bias + more
             else:
                 found = it.values.get(beside.name or "") if beside is not None else None
-                if other is not None or not isinstance(found, Value) or found.shape != shape or (found.tensor.h, found.tensor.w) != (h, w):
+                if other is not None or not isinstance(found, Value | Laid) or found.shape != shape:
                     break
-                other = it.as_floats(found).tensor
+                beside_it = it.rows(found) if rows else it.as_floats(found)
+                if (beside_it.tensor.h, beside_it.tensor.w) != (h, w):
+                    break
+                other = beside_it.tensor
         elif activation is IDENTITY and (function := activation_of(reader)) is not None:
             activation = function
-        elif codes and reader.op_type == "QuantizeLinear":
+        elif codes and not rows and reader.op_type == "QuantizeLinear":
             scales = constant(reader.inputs[1])
             if (
                 scales is None
@@ -79,16 +88,16 @@ def tail(it: Walk, node: ir.Node, shape: tuple[int, ...], bias: Array | None = N
         covered.append(value.name or "")
         if step is not None:
             break
-    return Tail(End(bias, other, activation), tuple(covered), step, zero, to)
+    return Tail(End(bias, other, activation), tuple(covered), step, zero, to, shape)
 
 
-def of_channels(stored: Array, shape: tuple[int, ...]) -> Array | None:
-    """A constant that is added to (batch, *shape) as one float for each channel, else None."""
-    channels = image(shape)[0]
+def of_channels(stored: Array, shape: tuple[int, ...], rows: bool = False) -> Array | None:
+    """A constant that is added to (batch, *shape) as one float for each channel, else None. rows: channels are the last axis."""
+    channels = shape[-1] if rows else image(shape)[0]
     if stored.size == 1:
         return np.broadcast_to(stored.reshape(-1), (channels,)).astype(np.float32)
     sizes = (1,) * (len(shape) + 1 - stored.ndim) + stored.shape
-    wanted = {1: (1, channels), 2: (1, 1, channels), 3: (1, channels, 1, 1)}.get(len(shape))
+    wanted = (*(1 for _ in shape), channels) if rows or len(shape) < 3 else (1, channels, 1, 1)
     return stored.reshape(-1).astype(np.float32) if sizes == wanted else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -11,10 +12,10 @@ import onnx_ir as ir
 from hasten.graph import Array, constant, scalar, sole_consumer
 from hasten.lower import float_ops as ops
 from hasten.lower.code_rules import reshape, transpose
-from hasten.lower.ends import activation_of, tail
+from hasten.lower.ends import activation_of, of_channels, tail
 from hasten.lower.float_ops import IDENTITY
 from hasten.lower.plan import INPUT, Tensor
-from hasten.lower.walk import SIZES, Cannot, Laid, Rules, Value, Walk, Weight, bounds_of, image, pixels
+from hasten.lower.walk import ORDER, SIZES, Cannot, Laid, Rules, Value, Walk, Weight, bounds_of, image, pixels, settled
 from hasten.patches import Slide, each, slide
 
 POINT = Slide((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
@@ -64,12 +65,72 @@ def _conv(it: Walk, node: ir.Node) -> None:
     _layer(it, node, x, weight, how, group)
 
 
-def _layer(it: Walk, node: ir.Node, x: Value, weight: Array, how: Slide, group: int = 1) -> None:
+def _conv_transpose(it: Walk, node: ir.Node) -> None:
+    """For each place that an output may have between the inputs (stride · stride of them) a convolution with the taps that fall there.
+
+    y[s r + i] = Σ_u x[r + b − u] w[a + s u] with a = (i + pad) mod s and b = (i + pad) div s, in rows as in columns (Shi et al., arXiv 1609.07009).
+    """
+    x, weight = it.floats(node, 0), _weight(it, node, 1)
+    if (
+        len(x.shape) != 3
+        or weight.ndim != 4
+        or node.attributes.get_int("group", 1) != 1
+        or (node.attributes.get_string("auto_pad", None) or "NOTSET") != "NOTSET"
+    ):
+        raise Cannot("only two-dimensional transposed convolutions without groups and automatic padding are lowered")
+    (stride_h, stride_w), pads = each(node, "strides", 2, 1), each(node, "pads", 4, 0)
+    if any(d != 1 for d in each(node, "dilations", 2, 1)) or min(pads) < 0:
+        raise Cannot("it has dilations or negative padding")
+    shape = it.shape(node)
+    behind = tail(it, node, shape, _stored_bias(it, node, weight.shape[1]), codes=False)
+    y, end = pixels(shape, "float32"), behind.end
+    for i, j in itertools.product(range(min(stride_h, y.h)), range(min(stride_w, y.w))):
+        starts, strides = (i, j), (stride_h, stride_w)
+        first = [(at + pad) % s for at, pad, s in zip(starts, pads, strides, strict=False)]
+        before = [(at + pad) // s for at, pad, s in zip(starts, pads, strides, strict=False)]
+        taps = weight[:, :, first[0] :: stride_h, first[1] :: stride_w][:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+        h, w = -(-(y.h - i) // stride_h), -(-(y.w - j) // stride_w)
+        goal = y.view(h, w, y.c, starts, strides)
+        other = None if end.other is None else end.other.view(h, w, y.c, starts, strides)
+        if 0 in taps.shape:  # more stride than kernel: a place that no tap reaches
+            taps, before = np.zeros((len(weight[0]), len(weight), 1, 1), np.float32), [0, 0]
+        top, left = taps.shape[2] - 1 - before[0], taps.shape[3] - 1 - before[1]
+        how = Slide(taps.shape[2:], (1, 1), (1, 1), ((top, 0), (left, 0)))
+        it.ops.append(
+            ops.ConvF32(_halo(it, x.tensor, how, goal), goal, np.ascontiguousarray(taps), how, ops.End(end.bias, other, end.activation))
+        )
+    behind.name(it, y, shape)
+
+
+def _resize(it: Walk, node: ir.Node) -> None:
+    """Each pixel so many times, in rows and columns: the nearest one where sizes are multiples."""
+    x, shape = it.floats(node, 0), it.shape(node)
+    text = node.attributes.get_string
+    mode, where = text("mode", None) or "nearest", text("coordinate_transformation_mode", None) or "half_pixel"
+    rounds = text("nearest_mode", None) or "round_prefer_floor"
+    if mode != "nearest" or len(x.shape) != 3 or x.shape[0] != shape[0] or any(n % m for n, m in zip(shape, x.shape, strict=True)):
+        raise Cannot("only an image is resized, to a multiple of its size, by its nearest pixels")
+    times_h, times_w = shape[1] // x.shape[1], shape[2] // x.shape[2]
+    # Of k outputs in an input's place all must be nearest to it: with half pixels those are less than a half away; from its corner up to (k - 1) / k.
+    if not (where == "half_pixel" and rounds.startswith("round")) and not (
+        where == "asymmetric" and (rounds == "floor" or (rounds == "round_prefer_floor" and max(times_h, times_w) <= 2))
+    ):
+        raise Cannot(f"its nearest pixels are found by {where}, {rounds}")
+    y = pixels(shape, "float32")
+    for i, j in itertools.product(range(times_h), range(times_w)):
+        it.ops.append(ops.Elementwise(x.tensor, y.view(x.tensor.h, x.tensor.w, y.c, (i, j), (times_h, times_w))))
+    it.values[node.outputs[0].name or ""] = Value(y, None, shape)
+
+
+def _layer(it: Walk, node: ir.Node, x: Value, weight: Array, how: Slide, group: int = 1, rows: bool = False) -> None:
+    """rows: the input is one of `Walk.rows`, of a value with more axes."""
     channels, shape = len(weight), it.shape(node)
     bias = _stored_bias(it, node, channels)
     if bias is not None and node.op_type == "Gemm":
         bias = bias * np.float32(node.attributes.get_float("beta", 1.0))
-    behind = tail(it, node, shape, bias, codes=False)
+    behind = tail(it, node, shape, bias, codes=False, rows=rows)
+    if rows:
+        shape = (math.prod(shape[:-1]), shape[-1])
     y = pixels(shape, "float32")
     base = _halo(it, x.tensor, how, y)
     if group == x.tensor.c == channels and group > 1:
@@ -103,7 +164,11 @@ def _halo(it: Walk, tensor: Tensor, how: Slide, y: Tensor) -> Tensor:
 
 
 def _gemm(it: Walk, node: ir.Node) -> None:
-    x, weight = it.floats(node, 0), _weight(it, node, 1)
+    given, weight, source = it.value(node, 0), _weight(it, node, 1), node.inputs[0]
+    rows = isinstance(given, Value | Laid) and len(given.shape) > 2 and node.op_type == "MatMul"
+    x = it.rows(given) if rows else it.as_floats(given)
+    if source is not None:
+        it.axis(source, -1)
     if weight.ndim != 2 or len(x.shape) not in (1, 2):
         raise Cannot(
             f"it multiplies {('batch', *x.shape)} by {weight.shape}; the native engine multiplies vectors and sequences by stored matrices"
@@ -117,7 +182,7 @@ def _gemm(it: Walk, node: ir.Node) -> None:
         weight = weight.T
     t = x.tensor
     if len(x.shape) == 2:
-        _layer(it, node, x, weight[:, :, None, None], POINT)
+        _layer(it, node, x, weight[:, :, None, None], POINT, rows=rows)
     else:  # behind a Flatten, a Gemm is a convolution whose window is the whole image
         _layer(it, node, x, np.ascontiguousarray(weight).reshape(len(weight), t.c, t.h, t.w), dataclasses.replace(POINT, kernel=(t.h, t.w)))
 
@@ -164,6 +229,8 @@ def _elementwise(it: Walk, node: ir.Node) -> None:
         raise Cannot("it has more or fewer than two operands")
     if all(it.values.get(v.name or "") is None for v in node.inputs if v is not None):
         raise Cannot("both its operands are constants: fold it first, with `hasten simplify`")
+    if _of_rows(it, node, shape):
+        return
     found = [_operand(it, node, i, shape) for i in range(2)]
     c, h, w = image(shape)
     flat = [v for v in found if v.tensor.h * v.tensor.w > 1 and len(v.shape) == 1]
@@ -178,6 +245,28 @@ def _elementwise(it: Walk, node: ir.Node) -> None:
     y = Tensor(h, w, c, "float32")
     it.ops.append(ops.Elementwise(a, y, b, node.op_type, behind[0]))
     it.values.update(dict.fromkeys(behind[1], Value(y, None, shape)))
+
+
+def _of_rows(it: Walk, node: ir.Node, shape: tuple[int, ...]) -> bool:
+    """Whether it works on values whose axes lie in ONNX's order, with more than one before the last; then it is done here, on rows."""
+    known = [it.values.get(v.name or "") if v is not None else None for v in node.inputs]
+    if not any(isinstance(k, Laid) and len(k.shape) > 2 and k.order == tuple(sorted(k.order)) and k.shape == shape for k in known):
+        return False
+    operands = []
+    for value, k in zip(node.inputs, known, strict=True):
+        stored = constant(value)
+        one = None if stored is None or stored.dtype != np.float32 else of_channels(stored, shape, rows=True)
+        if one is not None:
+            operands.append(_constant(one))
+        elif isinstance(k, Value | Laid) and k.shape == shape:
+            operands.append(it.rows(k).tensor)
+        else:
+            return False
+    function, names = _activation_behind(node)
+    y = Tensor(math.prod(shape[:-1]), 1, shape[-1], "float32")
+    it.ops.append(ops.Elementwise(operands[0], y, operands[1], node.op_type, function))
+    it.values.update(dict.fromkeys(names, it.reshaped(Value(y, None, (y.h, y.c)), shape)))
+    return True
 
 
 def _operand(it: Walk, node: ir.Node, index: int, shape: tuple[int, ...]) -> Value:
@@ -213,10 +302,17 @@ def _activation_behind(node: ir.Node) -> tuple[ops.Activation, tuple[str, ...]]:
 
 
 def _activation(it: Walk, node: ir.Node) -> None:
-    x, function = it.floats(node, 0), activation_of(node)
+    function, given = activation_of(node), it.value(node, 0)
     if function is None:
         bounds_of(node)
         raise Cannot("its parameters are not constants")
+    if isinstance(given, Laid) and given.quantization is None:  # of each number alone: its axes may lie as they do
+        t = given.tensor
+        made = Tensor(t.h, t.w, t.c, "float32")
+        it.ops.append(ops.Elementwise(t, made, activation=function))
+        it.values[node.outputs[0].name or ""] = dataclasses.replace(given, tensor=made)
+        return
+    x = it.as_floats(given)
     y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
     it.put(ops.Elementwise(x.tensor, y, activation=function), node, None, Value(y, None, x.shape))
 
@@ -240,23 +336,44 @@ def _reduce(it: Walk, node: ir.Node) -> None:
 
 
 def _softmax(it: Walk, node: ir.Node) -> None:
-    x = it.floats(node, 0)
-    rank = len(x.shape)
-    axis = node.attributes.get_int("axis", -1) % (rank + 1)
-    if axis != (1 if rank == 3 else rank) or rank == 0 or (rank == 1 and x.tensor.h * x.tensor.w > 1):
-        raise Cannot("it runs over another axis than the channels")
-    y = Tensor(x.tensor.h, x.tensor.w, x.tensor.c, "float32")
-    it.put(ops.Softmax(x.tensor, y), node, None, Value(y, None, x.shape))
+    """Over any axis of a sample: it is brought to be the innermost."""
+    x, source = it.value(node, 0), node.inputs[0]
+    if not isinstance(x, Value | Laid) or source is None or not x.shape:
+        raise Cannot("it runs over the batch")
+    axis = it.axis(source, node.attributes.get_int("axis", -1))
+    if (
+        isinstance(x, Value)
+        and (x := it.as_floats(x))
+        and ORDER[len(x.shape)][-1] == axis
+        and not (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1)
+    ):
+        t = x.tensor
+        y = Tensor(t.h, t.w, t.c, "float32")
+        it.put(ops.Softmax(t, y), node, None, Value(y, None, x.shape))
+        return
+    laid = it.laid(x)
+    if axis not in laid.order:
+        raise Cannot("it runs over one number")
+    if laid.order[-1] != axis:
+        laid = it.moved(laid, (*(a for a in laid.order if a != axis), axis))
+    size = laid.shape[axis]
+    t = laid.tensor.as_shape(math.prod(laid.shape) // size, 1, size)
+    y = Tensor(t.h, 1, t.c, "float32")
+    it.ops.append(ops.Softmax(t, y))
+    it.values[node.outputs[0].name or ""] = settled(dataclasses.replace(laid, tensor=y))
 
 
 def _norm(it: Walk, node: ir.Node) -> None:
     """LayerNormalization, RMSNormalization, and onnxruntime's of a sum (see `fuse_attention`), over the channels of vectors and sequences."""
     skip = node.op_type.startswith("Skip")
     rms = node.op_type in ("RMSNormalization", "SkipSimplifiedLayerNormalization")
-    x = it.floats(node, 0)
-    axis = node.attributes.get_int("axis", -1) % (len(x.shape) + 1)
-    if len(x.shape) not in (1, 2) or axis != len(x.shape) or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
-        raise Cannot("only the last axis of vectors and sequences is normalized")
+    given = it.value(node, 0)
+    if not isinstance(given, Value | Laid) or not given.shape:
+        raise Cannot("it normalizes the batch")
+    axis, shape = node.attributes.get_int("axis", -1) % (len(given.shape) + 1), given.shape
+    x = it.rows(given) if len(shape) > 2 and not skip else it.as_floats(given)
+    if len(x.shape) not in (1, 2) or axis != len(shape) or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
+        raise Cannot("only the last axis is normalized")
     parameters = [constant(v) for v in node.inputs[1 + skip :]]
     if not parameters or any(p is None or p.size != x.tensor.c for p in parameters[: 1 if rms else 2]):
         raise Cannot("its scale and bias are not constants, one number for each channel")
@@ -276,12 +393,8 @@ def _norm(it: Walk, node: ir.Node) -> None:
     gamma, beta = parameters[0], None if rms or len(parameters) < 2 else parameters[1]
     assert gamma is not None
     epsilon = node.attributes.get_float("epsilon", 1e-5 if not skip else 1e-12)
-    it.put(
-        ops.Norm(total, y, gamma.reshape(-1), None if beta is None else beta.reshape(-1), epsilon, other, rms),
-        node,
-        None,
-        Value(y, None, x.shape),
-    )
+    it.ops.append(ops.Norm(total, y, gamma.reshape(-1), None if beta is None else beta.reshape(-1), epsilon, other, rms))
+    it.values[node.outputs[0].name or ""] = it.reshaped(Value(y, None, x.shape), shape)
 
 
 def _sum(it: Walk, a: Tensor, b: Tensor | None) -> Tensor:
@@ -529,6 +642,8 @@ REPEAT = ("Add", "Sub", "Mul", "Div", "Max", "Min")
 
 RULES: Rules = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Resize": _resize,
     "Gemm": _gemm,
     "MatMul": _gemm,
     "BatchNormalization": _batch_norm,

@@ -423,6 +423,11 @@ class Walk:
             raise Cannot(f"the shape of its result is not known: {node.outputs[0].shape}")
         return found[0]
 
+    def rows(self, x: Value | Laid) -> Value:
+        """The value as a sequence of its last axis, whatever stands before it: (…, channels) as (positions, channels)."""
+        found = self.reshaped(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        return self.as_floats(found)
+
     def keep(self, output: ir.Value, x: Value | Laid) -> None:
         """The value under the output's name, in the shape that it is declared with: an axis of size 1 may have become the batch's."""
         declared = self.sample(output)
