@@ -8,7 +8,7 @@
     if (!(what)) return fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, hasten_last_error()), 1
 
 int main(void) {
-    static const char *const levels[] = {"avx512vnni", "avx2vnni", "avx2", "scalar"};
+    static const char *const levels[] = {"avx512bf16", "avx512vnni", "avx2vnni", "avx2", "scalar"};
     hasten_model *model = (hasten_model *)&model;
     int known = 0;
     size_t i;
