@@ -21,7 +21,7 @@ from hasten.measure.machine import Machine, cores, machine
 from hasten.measure.peaks import cache_file, cache_folder
 from hasten.measure.process import Subject, WorkerFailed
 from hasten.measure.statistics import geometric_mean
-from hasten.runtimes import Target
+from hasten.runtimes import Target, native
 from hasten.voice import voice
 
 ENABLES: tuple[tuple[str, str], ...] = (
@@ -55,7 +55,7 @@ EXTRAS: tuple[tuple[str, str, str, str], ...] = (
 
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_ENGINE = "make native, or pip install --force-reinstall --no-deps . (in hasten's clone)"
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino", "native")
 SAMPLES = 64
 """Real digits that the self-test quantizes and compares with."""
 
@@ -178,7 +178,7 @@ def self_test() -> tuple[tuple[Finding, ...], float | None]:
             return (Finding("quantize", False, str(e)),), None
         tests.append(Finding("quantize", True, "a CNN on handwritten digits, to int8, calibrated on real samples"))
         expected: Any = None
-        for number, runtime in enumerate(r for r in RUNTIMES if importlib.util.find_spec(r) is not None):
+        for number, runtime in enumerate(r for r in RUNTIMES if (native.available() if r == "native" else importlib.util.find_spec(r))):
             voice().step("self-test", number, len(RUNTIMES) + 1)
             try:
                 found = {kind: _predict(runtime, place / f"{kind}.onnx", task) for kind in ("float", "int8")}

@@ -260,6 +260,16 @@ def test_rows_of_the_last_axis_of_an_image():
     assert "Move" not in kinds(model)
 
 
+def test_a_flattened_image_meets_vectors_numbers_and_itself():
+    net = FloatNet(9)
+    x = net.conv(net.input("x", (3, 4, 5)), 6, 1)
+    flat = net.flat(x)
+    doubled = net.node("Add", [flat, net.flat(net.unary(x, "Tanh"))], (120,))
+    scaled = net.node("Mul", [doubled, net.constant(np.float32(0.5))], (120,))
+    y = net.node("Add", [net.unary(scaled, "Abs"), net.floats(120)], (120,))
+    agrees(net.model(y, net.linear(doubled, 7), net.node("ReduceSum", [y, net.ints(1)], (1,), keepdims=1)), net.samples(3))
+
+
 def test_powers_splits_and_stored_tokens():
     net = FloatNet(7)
     x = net.input("x", (5, 12))

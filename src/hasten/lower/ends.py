@@ -94,7 +94,7 @@ def tail(it: Walk, node: ir.Node, shape: tuple[int, ...], bias: Array | None = N
 def of_channels(stored: Array, shape: tuple[int, ...], rows: bool = False) -> Array | None:
     """A constant that is added to (batch, *shape) as one float for each channel, else None. rows: channels are the last axis."""
     channels = shape[-1] if rows else image(shape)[0]
-    if stored.size == 1:
+    if stored.size == 1 and stored.ndim <= len(shape) + 1:
         return np.broadcast_to(stored.reshape(-1), (channels,)).astype(np.float32)
     sizes = (1,) * (len(shape) + 1 - stored.ndim) + stored.shape
     wanted = (*(1 for _ in shape), channels) if rows or len(shape) < 3 else (1, channels, 1, 1)

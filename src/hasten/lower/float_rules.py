@@ -233,11 +233,11 @@ def _elementwise(it: Walk, node: ir.Node) -> None:
         return
     found = [_operand(it, node, i, shape) for i in range(2)]
     c, h, w = image(shape)
-    flat = [v for v in found if v.tensor.h * v.tensor.w > 1 and len(v.shape) == 1]
-    if flat:  # flattened images on both sides, in one order
-        if len(flat) < 2 or len({(v.tensor.h, v.tensor.w, v.tensor.c) for v in flat}) > 1:
-            raise Cannot("it joins a flattened image with what is none")
-        c, h, w = flat[0].tensor.c, flat[0].tensor.h, flat[0].tensor.w
+    lying = {(v.tensor.h, v.tensor.w, v.tensor.c) for v in found if v.shape}
+    if len(shape) == 1 and len(lying) == 1:
+        ((h, w, c),) = lying  # perhaps flattened images, of one order on both sides
+    elif len(shape) == 1:
+        found = [_vector(it, v) for v in found]
     a, b = (v.tensor for v in found)
     if any(size not in (1, wanted) for t in (a, b) for size, wanted in zip((t.c, t.h, t.w), (c, h, w), strict=True)):
         raise Cannot(f"it broadcasts {found[0].shape} and {found[1].shape}")
@@ -245,6 +245,15 @@ def _elementwise(it: Walk, node: ir.Node) -> None:
     y = Tensor(h, w, c, "float32")
     it.ops.append(ops.Elementwise(a, y, b, node.op_type, behind[0]))
     it.values.update(dict.fromkeys(behind[1], Value(y, None, shape)))
+
+
+def _vector(it: Walk, x: Value) -> Value:
+    """A flattened image in ONNX's order, anything else as it is."""
+    if x.tensor.h * x.tensor.w == 1:
+        return x
+    found = settled(it.laid(x))
+    assert isinstance(found, Value)
+    return found
 
 
 def _of_rows(it: Walk, node: ir.Node, shape: tuple[int, ...]) -> bool:
@@ -367,12 +376,12 @@ def _norm(it: Walk, node: ir.Node) -> None:
     """LayerNormalization, RMSNormalization, and onnxruntime's of a sum (see `fuse_attention`), over the channels of vectors and sequences."""
     skip = node.op_type.startswith("Skip")
     rms = node.op_type in ("RMSNormalization", "SkipSimplifiedLayerNormalization")
-    given = it.value(node, 0)
-    if not isinstance(given, Value | Laid) or not given.shape:
+    given, source = it.value(node, 0), node.inputs[0]
+    if not isinstance(given, Value | Laid) or not given.shape or source is None:
         raise Cannot("it normalizes the batch")
-    axis, shape = node.attributes.get_int("axis", -1) % (len(given.shape) + 1), given.shape
+    axis, shape = it.axis(source, node.attributes.get_int("axis", -1)), given.shape
     x = it.rows(given) if len(shape) > 2 and not skip else it.as_floats(given)
-    if len(x.shape) not in (1, 2) or axis != len(shape) or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
+    if len(x.shape) not in (1, 2) or axis != len(shape) - 1 or (len(x.shape) == 1 and x.tensor.h * x.tensor.w > 1):
         raise Cannot("only the last axis is normalized")
     parameters = [constant(v) for v in node.inputs[1 + skip :]]
     if not parameters or any(p is None or p.size != x.tensor.c for p in parameters[: 1 if rms else 2]):

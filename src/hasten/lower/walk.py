@@ -126,19 +126,23 @@ class Walk:
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         known = [self.values.get(v.name or "") for v in node.inputs if v is not None]
         quantized = any(isinstance(v, Unscaled) or (isinstance(v, Value) and v.quantization is not None) for v in known)
-        on_codes = (
-            self.on_codes.get(name) if quantized or self.fixed or name.endswith("quantizeLinear") or name == "QuantizeLinear" else None
-        )
+        codes = quantized or self.fixed or name in ("QuantizeLinear", "DequantizeLinear")
+        on_codes = self.on_codes.get(name) if codes else None
         on_floats = None if self.fixed else self.on_floats.get(name)
         if self.elsewhere(node) and name not in BATCH_ANYWHERE:
             raise Cannot("its batch is not the first axis")
-        ops_so_far = len(self.ops)
+        so_far = len(self.ops), dict(self._made), dict(self._moved)
+
+        def undo() -> None:
+            del self.ops[so_far[0] :]
+            self._made, self._moved = dict(so_far[1]), dict(so_far[2])
+
         if on_codes is not None:
             try:
                 on_codes(self, node)
                 return
             except Cannot as e:
-                del self.ops[ops_so_far:]
+                undo()
                 if e is FOLLOWS or on_floats is None:
                     raise
         if on_floats is None:
@@ -148,7 +152,7 @@ class Walk:
         try:
             on_floats(self, node)
         except Cannot:
-            del self.ops[ops_so_far:]
+            undo()
             raise
 
     def _sign(self, name: str) -> None:
@@ -280,7 +284,7 @@ class Walk:
         return self._moved[key]
 
     def _once(self, key: Any, make: Callable[[Tensor], Any], like: Tensor) -> Tensor:
-        if key not in self._made or not any(op.y is self._made[key] for op in self.ops):
+        if key not in self._made:
             self._made[key] = Tensor(like.h, like.w, like.c, "float32")
             self.ops.append(make(self._made[key]))
         return self._made[key]
@@ -490,7 +494,7 @@ UNKNOWN = object()
 BATCH_ANYWHERE = frozenset(
     (
         *("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Gather", "Split", "MatMul", "Gemm", "Add", "Sub", "Mul", "Div"),
-        *("Relu", "Gelu", "Tanh", "Sigmoid", "Clip", "Shape"),
+        *("Relu", "Gelu", "Tanh", "Sigmoid", "Clip", "Shape", "Softmax", "LayerNormalization", "com.microsoft::SkipLayerNormalization"),
     )
 )
 """Operators whose rules do not take the first axis for the batch."""
