@@ -40,7 +40,7 @@ def quick(monkeypatch):
 def test_it_is_a_candidate_by_default_and_what_is_chosen_there_runs(digits_cnn, digits, tmp_path):
     out = tmp_path / "out"
     result = hasten.optimize(digits_cnn, Task(digits), out=out, threads=1, max_drop=0.02, recipes=("graph", "int8 static"))
-    assert [c.recipe for c in result.candidates if c.runtime == "native"] == ["original", "graph", "int8 static"]
+    assert list(dict.fromkeys(c.recipe for c in result.candidates if c.runtime == "native")) == ["original", "graph", "int8 static"]
     assert (result.best.recipe, result.best.runtime, result.better) == ("int8 static", "native", True)
     assert result.best.ratio["estimate"] == pytest.approx(4)
     layers = result.manifest["details"]["layers"]["after"]
