@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,11 @@ import onnx_ir as ir
 
 from hasten.graph import Array, constant, scalar, sole_consumer
 from hasten.lower import float_ops, ops
+from hasten.lower.axes import reshape, transpose
 from hasten.lower.ends import tail
 from hasten.lower.ops import Quantization
 from hasten.lower.plan import Tensor
-from hasten.lower.walk import SIZES, UINT8, Cannot, Laid, Rules, Unscaled, Value, Walk, Weight, channel_axis, pixels, zero_of
+from hasten.lower.walk import UINT8, Cannot, Rules, Unscaled, Value, Walk, Weight, channel_axis, pixels, zero_of
 from hasten.numerics import combined_scale, dequantize, quantize
 from hasten.patches import Slide, each, slide
 
@@ -290,28 +290,6 @@ def _pool(it: Walk, node: ir.Node) -> None:
         it.ops.append(ops.Pool(x.tensor, between, False, how, counts, of, of, it.fixed))
         it.ops.append(ops.Map(between, y, _table(lambda v: v, of, to)))
     it.name(node, quantizer, Value(y, to, shape))
-
-
-def reshape(it: Walk, node: ir.Node) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze, Identity: another shape over the same numbers."""
-    x = it.value(node, 0)
-    if x is SIZES:
-        it.values[node.outputs[0].name or ""] = SIZES
-        return
-    if not isinstance(x, Value | Laid):
-        raise Cannot("it reshapes a weight at run time")
-    it.learn(node.outputs[0], math.prod(x.shape))
-    it.values[node.outputs[0].name or ""] = it.reshaped(x, it.shape(node))
-
-
-def transpose(it: Walk, node: ir.Node) -> None:
-    x, source = it.value(node, 0), node.inputs[0]
-    perm = tuple(node.attributes.get_ints("perm", ())) or tuple(range(len(node.outputs[0].shape or ())))[::-1]
-    found = it.sample(source) if source is not None else None
-    if not isinstance(x, Value | Laid) or source is None or found is None or not perm:
-        raise Cannot("it transposes a weight at run time, or its shape is not known")
-    of_a_sample = [p for p in perm if p != found[1]]
-    it.keep(node.outputs[0], it.transposed(x, tuple(sorted(of_a_sample).index(p) for p in of_a_sample)))
 
 
 def _slice(it: Walk, node: ir.Node) -> None:
