@@ -10,9 +10,6 @@ from hasten.model import Model, Skip
 from hasten.passes.fuse_attention import FuseAttention, fuse_attention
 from hasten.plan import row as technique
 
-OPERATORS = frozenset(code_rules.RULES) | frozenset(float_rules.RULES)
-"""Every operator that there is a rule for."""
-
 ATTENTION = frozenset(("Softmax", "LayerNormalization", "RMSNormalization"))
 
 
@@ -24,16 +21,17 @@ def lower_graph(model: Model, requantize: str, precision: str = "float32") -> tu
     operators = {node.op_type for node in model.ir.graph}
     untidy = requantize != "fixed" and "QuantizeLinear" not in operators
     if not (untidy and "BatchNormalization" in operators):
-        plan, skips = _lowered(model, requantize == "fixed", precision)
-        if plan is not None or not untidy:
+        walk = _walk(model, requantize == "fixed", precision)
+        plan, skips = walk.run()
+        if plan is not None or not untidy or walk.hopeless:
             return plan, skips
     for name in (*passes.CLEAN, *passes.FOLD, "fold_constants"):  # of shapes that became known on the way
         row = technique(name)
         model = row.apply(model, row.settings(), None)
-    return _lowered(model, False, precision)
+    return _walk(model, False, precision).run()
 
 
-def _lowered(model: Model, fixed: bool, precision: str) -> tuple[Plan | None, tuple[Skip, ...]]:
+def _walk(model: Model, fixed: bool, precision: str) -> Walk:
     if not fixed and any(node.op_type in ATTENTION for node in model.ir.graph):
         model = fuse_attention(model, FuseAttention(), None)
-    return Walk(model, fixed, code_rules.RULES, float_rules.RULES, precision == "bfloat16").run()
+    return Walk(model, fixed, code_rules.RULES, float_rules.RULES, precision == "bfloat16")

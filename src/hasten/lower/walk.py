@@ -78,7 +78,10 @@ Rules = Mapping[str, Callable[["Walk", ir.Node], None]]
 
 
 class Walk:
-    """The walk down the graph: `values` by name, and the ops so far."""
+    """The walk down the graph: `values` by name, and the ops so far.
+
+    hopeless: that an operator without a rule computes on what an input gave, so that no clean-up will take it away.
+    """
 
     def __init__(self, model: Model, fixed: bool, on_codes: Rules, on_floats: Rules, bfloat16: bool = False) -> None:
         self.model, self.graph, self.fixed, self.bfloat16 = model, model.ir.graph, fixed, bfloat16
@@ -89,6 +92,7 @@ class Walk:
         self.batch: int | None = None
         self._made: dict[Any, Tensor] = {}
         self._moved: dict[Any, Value] = {}
+        self.hopeless, self._computed = False, {v.name for v in self.graph.inputs}
         self._batch: dict[str, int] = {}
 
     def run(self) -> tuple[Plan | None, tuple[Skip, ...]]:
@@ -99,6 +103,8 @@ class Walk:
         except Cannot as e:
             return None, (Skip("", str(e)),)
         for node in self.graph:
+            if self._fed(node) and node.op_type not in ("Shape", "Size"):
+                self._computed.update(v.name for v in node.outputs)
             if node.op_type == "Constant" or node.outputs[0].name in self.values:
                 continue
             try:
@@ -148,12 +154,17 @@ class Walk:
         if on_floats is None:
             if any(v is UNKNOWN for v in known):
                 raise FOLLOWS
+            self.hopeless |= self._fed(node) and name not in ("If", "Loop")
             raise Cannot(f"the native engine has no {name}{' on 8-bit codes' if self.fixed else ''}")
         try:
             on_floats(self, node)
         except Cannot:
             undo()
             raise
+
+    def _fed(self, node: ir.Node) -> bool:
+        """Whether it reads what an input's numbers, and not its shape alone, made."""
+        return any(v is not None and v.name in self._computed for v in node.inputs)
 
     def _sign(self, name: str) -> None:
         """Remember for whom the newest ops were made."""
