@@ -23,6 +23,14 @@ PEAKS = Peaks(
 """A machine for tests: two cores with AVX-512 VNNI and BF16, as measured once."""
 
 
+LONGEST = ("test_random_graphs.py",)
+"""Files of minutes: begun first, that no process waits for another's last one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
     """A cache folder of the tests' own, in which this machine's peaks are PEAKS: no test measures them by the way."""

@@ -71,7 +71,7 @@ def test_with_a_compiler_the_wheel_has_the_engine_and_nothing_more(tmp_path, sou
         file.extract(engine, tmp_path)
     script = f"import sys; sys.path.insert(0, {str(tmp_path / 'hasten')!r}); import _native; print(_native.abi(), _native.isa())"
     seen = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert seen.stdout.split()[0] == "1"
+    assert seen.stdout.split()[0] == "2"
 
 
 def test_an_editable_installation_leads_to_src_and_gives_way_to_pythonpath(tmp_path):
