@@ -181,7 +181,7 @@ def gemm(it: Walk, node: ir.Node) -> None:
     else:
         weight = weight.T
     t = x.tensor
-    if len(x.shape) == 2:
+    if t.h * t.w == 1 or len(x.shape) == 2:
         _layer(it, node, x, weight[:, :, None, None], POINT, rows=rows)
     else:  # behind a Flatten, a Gemm is a convolution whose window is the whole image
         _layer(it, node, x, np.ascontiguousarray(weight).reshape(len(weight), t.c, t.h, t.w), dataclasses.replace(POINT, kernel=(t.h, t.w)))

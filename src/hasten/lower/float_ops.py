@@ -109,7 +109,7 @@ class ConvF32:
         offsets, w = runs(self.x, self.slide, self.weights)
         channels, count, run = w.shape
         blocks = -(-channels // BLOCK)
-        w = np.pad(w, ((0, blocks * BLOCK - channels), (0, 0), (0, 0)))
+        w = np.pad(w, ((0, blocks * BLOCK - channels), (0, 0), (0, 0))) if channels % BLOCK else w
         packed = w.reshape(blocks, BLOCK, count * run).transpose(0, 2, 1).astype(np.float32)
         numbers = (*self.slide.strides, count, run, self.end.activation.number)
         return Record(20, numbers, self.end.floats, (offsets, packed, self.end.blob()))
@@ -123,7 +123,7 @@ class ConvBF16(ConvF32):
         offsets, w = runs(self.x, self.slide, self.weights)
         channels, count, run = w.shape
         blocks = -(-channels // BLOCK)
-        w = np.pad(w, ((0, blocks * BLOCK - channels), (0, 0), (0, 0)))
+        w = np.pad(w, ((0, blocks * BLOCK - channels), (0, 0), (0, 0))) if channels % BLOCK else w
         packed = bfloat16(w).reshape(blocks, BLOCK, count * run // 2, 2).transpose(0, 2, 1, 3)
         numbers = (*self.slide.strides, count, run // 2, self.end.activation.number)
         return Record(33, numbers, self.end.floats, (offsets, packed, self.end.blob()))

@@ -7,6 +7,7 @@ seen with other strides. The batch is in none of this: a plan is made for one sa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterable
@@ -186,18 +187,20 @@ class Plan:
             blobs = [x for blob in record.blobs for x in data.add(blob)] + [0, 0] * (BLOBS - len(record.blobs))
             ops.append(OP.pack(record.kind, halo, *reads, number[op.y], *numbers, *floats, *blobs))
         names = b"".join(p.name.encode() for p in (*self.inputs, *self.outputs))
-        sections = [b"".join(map(_tensor, tensors)), b"".join(ops), self._ports(), names, data.bytes()]
-        places, at = [], HEADER.size
+        sections = [[b"".join(map(_tensor, tensors))], [b"".join(ops)], [self._ports()], [names], data.pieces]
+        places, parts, at = [], [], HEADER.size
         for section in sections:
-            at = -(-at // ALIGN) * ALIGN
-            places.append(at)
-            at += len(section)
-        body = bytearray(at - HEADER.size)
-        for place_, section in zip(places, sections, strict=True):
-            body[place_ - HEADER.size : place_ - HEADER.size + len(section)] = section
+            gap = -at % ALIGN
+            places.append(at + gap)
+            parts += [bytes(gap), *section]
+            at += gap + sum(map(len, section))
+        checksum = 0
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
         counts = (len(tensors), len(ops), len(self.inputs), len(self.outputs))
-        sizes = (len(names), len(sections[-1]), arena)
-        return HEADER.pack(MAGIC, VERSION, HEADER.size, at, zlib.crc32(body), self.dynamic, *counts, *places, *sizes) + bytes(body)
+        sizes = (len(names), data.size, arena)
+        header = HEADER.pack(MAGIC, VERSION, HEADER.size, at, checksum, self.dynamic, *counts, *places, *sizes)
+        return b"".join((header, *parts))
 
     def _ports(self) -> bytes:
         records, at = [], 0
@@ -209,25 +212,22 @@ class Plan:
 
 
 class _Constants:
-    """The constants' section: each array once, every one at a multiple of 64."""
+    """The constants' section: each array once, every one at a multiple of 64. Models may be large: no piece is held twice."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._at = 0
+        self.pieces: list[bytes] = []
+        self.size = 0
         self._known: dict[bytes, tuple[int, int]] = {}
 
     def add(self, array: Array) -> tuple[int, int]:
         """(place, bytes)."""
         piece = np.ascontiguousarray(array).tobytes()
-        if piece not in self._known:
-            self._known[piece] = (self._at, len(piece))
-            padded = piece + bytes(-len(piece) % ALIGN)
-            self._pieces.append(padded)
-            self._at += len(padded)
-        return self._known[piece]
-
-    def bytes(self) -> bytes:
-        return b"".join(self._pieces)
+        key = hashlib.blake2b(piece).digest()
+        if key not in self._known:
+            self._known[key] = (self.size, len(piece))
+            self.pieces += [piece, bytes(-len(piece) % ALIGN)]
+            self.size += -(-len(piece) // ALIGN) * ALIGN
+        return self._known[key]
 
 
 def _tensor(t: Tensor) -> bytes:
