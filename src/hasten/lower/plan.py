@@ -34,7 +34,8 @@ class Tensor:
 
     halo: top, left, bottom, right; only a base has one, and it grows while the model is lowered. fill: the halo's code. wide: channels that a
     pixel takes, c or more. port: (INPUT or OUTPUT, number) for what the caller gives or gets: an image in planes, else row by row. constant: float32
-    (h, w, c), stored in the plan. dense: a view of all of `base`, which has no halo, as another shape over the same numbers in the same order.
+    (h, w, c), stored in the plan. dense: a view of all of `base` as another shape over the same numbers in the same order; `base` is flat then and
+    gets no halo.
     """
 
     h: int
