@@ -485,6 +485,7 @@ private:
         k.h = y.h, k.w = y.w, k.c = y.c, k.in_h = x.h, k.in_w = x.w;
         k.kernel_h = positive(op.p[0]), k.kernel_w = positive(op.p[1]), k.stride_h = positive(op.p[2]), k.stride_w = positive(op.p[3]);
         k.top = op.p[4], k.left = op.p[5], k.counts_padding = op.p[6], k.average = op.p[7];
+        check(int64_t{k.kernel_h} * k.kernel_w < (1 << 23), "its window is too large");
         windows(x, y, k.top, k.left, k.kernel_h, k.kernel_w, k.stride_h, k.stride_w);
         s.row = best(Operator::POOL, "f32", isa_);
         s.work = double(k.kernel_h) * k.kernel_w * y.h * y.w * y.c / 4;

@@ -114,8 +114,9 @@ def test_bfloat16(seed, level, monkeypatch):
 
 def test_bfloat16_rounds_to_nearest_ties_to_even_and_odd_runs_stay_float32():
     tie = np.float32(1.00390625)
-    numbers = np.array([1.0, tie, 1.01171875, -tie, np.nextafter(tie, np.float32(2)), np.inf], np.float32)
-    np.testing.assert_array_equal(float_ops.bfloat16(numbers), [0x3F80, 0x3F80, 0x3F82, 0xBF80, 0x3F81, 0x7F80])
+    worst = np.array([0xFFFFFFFF], np.uint32).view(np.float32)[0]
+    numbers = np.array([1.0, tie, 1.01171875, -tie, np.nextafter(tie, np.float32(2)), np.inf, np.nan, worst], np.float32)
+    np.testing.assert_array_equal(float_ops.bfloat16(numbers), [0x3F80, 0x3F80, 0x3F82, 0xBF80, 0x3F81, 0x7F80, 0x7FC0, 0x7FC0])
     net = FloatNet(0)
     model = net.model(net.conv(net.conv(net.input("x", (3, 8, 8)), 8, 3), 4, 1))
     assert [type(op).__name__ for op in lower.lower(model, precision="bfloat16").ops] == ["Arrange", "ConvF32", "ConvBF16", "Arrange"]
@@ -268,6 +269,44 @@ def test_a_flattened_image_meets_vectors_numbers_and_itself():
     scaled = net.node("Mul", [doubled, net.constant(np.float32(0.5))], (120,))
     y = net.node("Add", [net.unary(scaled, "Abs"), net.floats(120)], (120,))
     agrees(net.model(y, net.linear(doubled, 7), net.node("ReduceSum", [y, net.ints(1)], (1,), keepdims=1)), net.samples(3))
+
+
+def test_an_image_that_is_turned_and_padded():
+    """One reader wants its numbers to lie together, the other a halo around them."""
+    net = FloatNet(10)
+    x = net.conv(net.input("x", (3, 6, 5)), 8, 1)
+    turned = net.node("Transpose", [x], (6, 5, 8), perm=(0, 2, 3, 1))
+    padded = net.conv(x, 4, 3, 1, 1)
+    agrees(net.model(net.linear(turned, 7), padded), net.samples(2))
+
+
+def test_a_sum_of_codes_behind_a_layer_that_ends_in_floats():
+    """The layer's bias is a float and its codes are added to others: the sum is an op of its own, for the layer's end is taken."""
+    net = FloatNet(11)
+    x = net.codes(net.input("x", (5, 16)))
+    y = net.codes(net.node("Add", [net.codes(net.linear8(x, 16)), x], (5, 16)))
+    model, feeds = net.model(y), net.samples(3)
+    (want,) = check.oracle(model).run(None, feeds)
+    (got,) = get("native").compile(model, Target(1, batch=4)).run(feeds).values()
+    assert np.abs(got - want).mean() <= CODES * np.abs(want).mean()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stored_codes_have_scales_along_their_own_axis(axis):
+    """Along the outputs or the inputs: of a transposed convolution the outputs are the second; where the sums have no one scale, floats are multiplied."""
+    net = FloatNet(axis)
+    for op, shape, x, out in (
+        ("ConvTranspose", (3, 5, 2, 2), net.input("x", (3, 4, 4)), (5, 8, 8)),
+        ("MatMul", (6, 6), net.codes(net.input("z", (6,))), (6,)),
+    ):
+        codes = net.constant(net.rng.integers(-127, 128, shape).astype(np.int8))
+        scales = net.constant(net.rng.uniform(0.01, 0.1, shape[axis]).astype(np.float32))
+        zeros = net.constant(np.zeros(shape[axis], np.int8))
+        w = net.node("DequantizeLinear", [codes, scales, zeros], shape, axis=axis)
+        net.shapes[op] = out
+        more = {"strides": [2, 2]} if op == "ConvTranspose" else {}
+        net.nodes.append(onnx.helper.make_node(op, [x, w], [op], **more))
+    agrees(net.model("ConvTranspose", "MatMul"), net.samples(2))
 
 
 def test_powers_splits_and_stored_tokens():

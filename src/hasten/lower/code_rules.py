@@ -54,6 +54,8 @@ def quantize_channels(it: Walk, node: ir.Node, x: Value, scales: Array) -> None:
     """A scale for each channel; one zero point for all."""
     zero = zero_of(node)
     t = x.tensor
+    if not (scales > 0).all():
+        raise Cannot(f"the least of its scales is {scales.min()}; a scale is a positive number")
     if it.fixed or len(scales) != t.c or channel_axis(node, len(x.shape)) is None or (t.h * t.w > 1 and len(x.shape) == 1):
         raise Cannot("activations are quantized with one constant scale and zero point, or one scale for each channel")
     y = Tensor(t.h, t.w, t.c, fill=zero)
@@ -88,7 +90,7 @@ def _dequantize(it: Walk, node: ir.Node) -> None:
         if len(scale) != len(codes):
             raise Cannot("its weights have scales for blocks")
         codes = np.moveaxis(codes, 0, axis)
-    it.values[node.outputs[0].name or ""] = Weight(codes, np.broadcast_to(scale.reshape(-1), (scale.size,)))
+    it.values[node.outputs[0].name or ""] = Weight(codes, scale.reshape(-1), axis % max(1, codes.ndim))
 
 
 def _meant(it: Walk, node: ir.Node) -> Value:
@@ -96,8 +98,8 @@ def _meant(it: Walk, node: ir.Node) -> Value:
     found = it.value(node, 0)
     scale = scalar(node.inputs[1])
     if isinstance(found, Unscaled):
-        if scale is None or zero_of(node) != found.zero:
-            raise Cannot("it gives codes another zero point than they were made with, or a scale for each channel")
+        if scale is None or not scale > 0 or zero_of(node) != found.zero:
+            raise Cannot("it gives codes another zero point than they were made with, or no one positive scale")
         return Value(found.tensor, Quantization(scale, found.zero), found.shape)
     found = it.codes(node, 0)
     of = meaning(found)
@@ -107,7 +109,7 @@ def _meant(it: Walk, node: ir.Node) -> Value:
 
 
 def _conv(it: Walk, node: ir.Node) -> None:
-    x, weight = it.codes(node, 0), it.weight(node, 1)
+    x, weight = it.codes(node, 0), it.weight(node, 1, 0)
     if len(x.shape) != 3 or weight.codes.ndim != 4:
         raise Cannot("only two-dimensional convolutions are lowered")
     how, group = slide(node, weight.codes.shape[2:], x.shape[1:]), node.attributes.get_int("group", 1)
@@ -158,6 +160,8 @@ def _layer_to_floats(it: Walk, node: ir.Node, x: Value, weight: Weight, how: Sli
     scale = (np.float32(of.scale) * np.broadcast_to(weight.scale, (channels,)).astype(np.float32)).astype(np.float32)
     given = node.inputs[2] if len(node.inputs) > 2 else None
     floats = constant(given)
+    if floats is not None and floats.size not in (1, channels):
+        raise Cannot(f"its bias has the shape {floats.shape}, not one number for each of {channels} channels")
     bias = np.zeros(channels, np.int32) if floats is not None else _bias(it, node, scale)
     shape = it.shape(node)
     behind = tail(it, node, shape, None if floats is None else np.broadcast_to(floats.astype(np.float32).reshape(-1), (channels,)))
@@ -202,14 +206,13 @@ def _halo(it: Walk, x: Value, how: Slide, y: Tensor) -> Tensor:
 
 
 def _gemm(it: Walk, node: ir.Node) -> None:
-    x, weight = it.codes(node, 0), it.weight(node, 1)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+    x, weight = it.codes(node, 0), it.weight(node, 1, 0 if transposed else 1)
     if node.op_type == "Gemm":
         a = node.attributes
         if a.get_float("alpha", 1.0) != 1 or a.get_float("beta", 1.0) != 1 or a.get_int("transA", 0) != 0:
             raise Cannot("it has alpha, beta or transA")
-        codes = weight.codes if node.attributes.get_int("transB", 0) != 0 else weight.codes.T
-    else:
-        codes = weight.codes.T
+    codes = weight.codes if transposed else weight.codes.T
     if len(x.shape) not in (1, 2) or codes.ndim != 2 or (it.fixed and len(x.shape) == 2):
         raise Cannot(f"its input has the shape {('batch', *x.shape)}; the native engine multiplies vectors and sequences")
     if len(x.shape) == 2:
@@ -261,7 +264,7 @@ def _may_take(it: Walk, node: ir.Node, which: int, op: Any) -> bool:
     source = dq.producer() if dq is not None else None
     alone = source is not None and source.op_type == "DequantizeLinear" and sole_consumer(source.outputs[0]) is node
     first = source.inputs[0] if source is not None and source.inputs else None
-    return isinstance(op, ops.Conv) and op.add is None and alone and first is not None and sole_consumer(first) is source
+    return isinstance(op, ops.Conv) and op.add is None and op.end is None and alone and first is not None and sole_consumer(first) is source
 
 
 def _pool(it: Walk, node: ir.Node) -> None:

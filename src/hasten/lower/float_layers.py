@@ -30,9 +30,8 @@ def _weight(it: Walk, node: ir.Node, index: int) -> Array:
         known = it.values.get(source.name or "") if source is not None else None
         if not isinstance(known, Weight):
             raise Cannot("both its operands are computed" if known is not None else "its weight is no constant")
-        axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)) else 0
         shape = [1] * known.codes.ndim
-        shape[axis] = -1
+        shape[known.axis] = -1
         return np.asarray(known.codes * known.scale.reshape(shape), np.float32)
     if found.dtype != np.float32:
         raise Cannot(f"its weight is {found.dtype}; the native engine computes in float32")

@@ -132,7 +132,8 @@ class ConvBF16(ConvF32):
 def bfloat16(values: Array) -> Array:
     """The upper 16 bits of float32 numbers, rounded to nearest, ties to even, as uint16."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return np.asarray((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16), np.uint16)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)  # the sum of a NaN's bits may be no NaN's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -46,10 +46,11 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """Stored int8 codes behind a DequantizeLinear, zero point 0, and their scale for each output channel (or one for all)."""
+    """Stored int8 codes behind a DequantizeLinear, zero point 0, and their scale for each place of an axis (or one for all)."""
 
     codes: Array
     scale: Array
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Walk:
         try:
             inputs = [self._input(i, v) for i, v in enumerate(self.graph.inputs)]
         except Cannot as e:
+            self.hopeless = True
             return None, (Skip("", str(e)),)
         for node in self.graph:
             if self._fed(node) and node.op_type not in ("Shape", "Size"):
@@ -359,6 +361,7 @@ class Walk:
             copy = Tensor(t.h, t.w, t.c, t.type, t.fill)
             self.ops.append(ops.Map(t, copy) if t.type == "uint8" else float_ops.Elementwise(t, copy))
             t = copy
+        t.root.flat = True  # a halo that came later would part what lies together
         found = Laid(t, x.quantization, shape, tuple(a for a in ORDER[len(shape)] if shape[a] > 1))
         if not flattened:
             return found
@@ -375,10 +378,13 @@ class Walk:
         self.ops.append(float_ops.Move(x.tensor, y, sizes, apart))  # type: ignore[arg-type]
         return dataclasses.replace(x, tensor=y, order=order)
 
-    def weight(self, node: ir.Node, index: int) -> Weight:
+    def weight(self, node: ir.Node, index: int, axis: int) -> Weight:
+        """A stored weight whose output channels are this axis."""
         found = self.value(node, index)
         if not isinstance(found, Weight):
             raise Cannot("its second operand is no stored 8-bit weight")
+        if found.scale.size > 1 and found.axis != axis:
+            raise Cannot(f"its weights have scales along axis {found.axis}; the sums' are along axis {axis}")
         return found
 
     def quantizer(self, node: ir.Node) -> tuple[ir.Node, Quantization] | None:
