@@ -293,7 +293,7 @@ def test_a_sum_of_codes_behind_a_layer_that_ends_in_floats():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_stored_codes_have_scales_along_their_own_axis(axis):
-    """Along the outputs or the inputs: of a transposed convolution the outputs are the second; where the sums have no one scale, floats are multiplied."""
+    """Of a transposed convolution the outputs are the second; where the sums have no one scale, floats are multiplied."""
     net = FloatNet(axis)
     for op, shape, x, out in (
         ("ConvTranspose", (3, 5, 2, 2), net.input("x", (3, 4, 4)), (5, 8, 8)),
